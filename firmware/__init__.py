@@ -1,0 +1,1 @@
+"""Firmware: driver, KV cache, planner, scheduler and agents."""

@@ -1,0 +1,1 @@
+"""The hardware: an attention and KV-cache core in Amaranth."""

@@ -1,0 +1,1 @@
+"""What runs the hardware: golden model, simulators, benches and the command line."""

@@ -1,0 +1,1 @@
+"""Tests of the hardware, the firmware and the tools; installed in development only."""
