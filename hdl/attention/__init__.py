@@ -1,0 +1,1 @@
+"""Attention engine: queries, row array, softmax, accumulators, output."""

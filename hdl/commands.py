@@ -1,0 +1,233 @@
+"""Commands, job tables and completions: the one source for RTL, firmware, docs and the C header.
+
+Data only (no Amaranth). A record is little-endian; a field is `width` bits at bit `lsb`.
+Bits that no field names are reserved and written as zero.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Opcode(IntEnum):
+    """What a ring entry asks for."""
+
+    NOP = 0
+    FENCE = 1
+    PLANE = 2
+    SEQUENCE = 3
+    APPEND = 4
+    ATTEND = 5
+
+
+class Error(IntEnum):
+    """Outcome of a command, carried by its completion. A failed command changes nothing."""
+
+    OK = 0
+    BAD_OPCODE = 1
+    BAD_ADDRESS = 2
+    BAD_ALIGNMENT = 3
+    BAD_ROWS = 4
+    BAD_SEGMENTS = 5
+    BAD_HEAD_SIZE = 6
+    BAD_FORMAT = 7
+    BAD_PLANE = 8
+    BAD_SEQUENCE = 9
+    BAD_RANGE = 10
+    BAD_PAGE = 11
+    BUS_ERROR = 12
+    RING_OVERRUN = 13
+    BAD_SEGMENT_KIND = 14
+    BAD_RING = 15
+
+
+class SegmentKind(IntEnum):
+    """What a segment streams past the rows."""
+
+    KV = 0  # tokens [start, end) of a sequence
+    DRAFT = 1  # the same, but each row's draft mask (anchored at `start`) replaces its other masks
+    RAW = 2  # a stored raw (l, O) state per row, added to the rows' own
+
+
+class Status(IntEnum):
+    """Sticky numeric events of a job: bit numbers in the completion's `status`."""
+
+    OVERFLOW = 0  # a score or raw exponent above the wide range was saturated
+    UNDERFLOW = 1  # a score or raw exponent below the wide range became zero
+    INVALID = 2  # NaN or Inf in visible data: the rows concerned output NaN
+    QUANTISE = 3  # an appended value was not finite or beyond its format, and was saturated
+
+
+@dataclass(frozen=True)
+class Field:
+    """`width` bits at bit `lsb` of a record; `unit` and `doc` are for people."""
+
+    name: str
+    lsb: int
+    width: int
+    doc: str
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """A fixed-size little-endian record in memory."""
+
+    name: str
+    bytes: int
+    fields: tuple[Field, ...]
+    doc: str
+
+    def __post_init__(self) -> None:
+        used = 0
+        for f in self.fields:
+            mask = ((1 << f.width) - 1) << f.lsb
+            if used & mask or f.lsb + f.width > 8 * self.bytes:
+                raise ValueError(f"{self.name}.{f.name} overlaps another field or the record's end")
+            used |= mask
+
+    def field(self, name: str) -> Field:
+        return next(f for f in self.fields if f.name == name)
+
+    def pack(self, **values: int) -> bytes:
+        """Bytes of the record; a value that does not fit its field raises ValueError."""
+        word = 0
+        for name, value in values.items():
+            f = self.field(name)
+            low, high = (-(1 << f.width - 1), 1 << f.width - 1) if f.signed else (0, 1 << f.width)
+            if not low <= int(value) < high:
+                raise ValueError(f"{self.name}.{name} = {value} does not fit {f.width} bits")
+            word |= (int(value) & ((1 << f.width) - 1)) << f.lsb
+        return word.to_bytes(self.bytes, "little")
+
+    def unpack(self, raw: bytes) -> dict[str, int]:
+        """Every field's value."""
+        word = int.from_bytes(raw[: self.bytes], "little")
+        out = {}
+        for f in self.fields:
+            value = word >> f.lsb & ((1 << f.width) - 1)
+            if f.signed and value >> (f.width - 1):
+                value -= 1 << f.width
+            out[f.name] = value
+        return out
+
+
+COMMAND_BYTES = 64
+COMPLETION_BYTES = 32
+ROW_BYTES = 16
+SEGMENT_BYTES = 32
+
+_HEAD = (
+    Field("opcode", 0, 8, "what to do (Opcode)"),
+    Field("tag", 16, 16, "returned in the completion"),
+)
+
+NOP = Record("NOP", COMMAND_BYTES, _HEAD, "Complete, and do nothing else.")
+FENCE = Record("FENCE", COMMAND_BYTES, _HEAD, "Complete once every earlier command has completed.")
+PLANE = Record(
+    "PLANE",
+    COMMAND_BYTES,
+    (
+        *_HEAD,
+        Field("plane", 32, 16, "plane table index (one layer and KV head)"),
+        Field("format", 48, 4, "KV format (Format)"),
+        Field("head", 56, 8, "head size in tiles of `lanes` features"),
+        Field("base", 64, 64, "byte address of page 0, port-aligned"),
+        Field("stride", 128, 32, "bytes from a page to the next, port-aligned"),
+    ),
+    "Define a plane: where its pages lie and how they are coded.",
+)
+SEQUENCE = Record(
+    "SEQUENCE",
+    COMMAND_BYTES,
+    (
+        *_HEAD,
+        Field("sequence", 32, 16, "sequence table index"),
+        Field("table", 64, 64, "byte address of the block table (u32 page numbers), port-aligned"),
+        Field("capacity", 128, 32, "tokens that the block table covers; 0 closes the sequence"),
+    ),
+    "Bind a sequence to its block table.",
+)
+APPEND = Record(
+    "APPEND",
+    COMMAND_BYTES,
+    (
+        *_HEAD,
+        Field("plane", 32, 16, "plane to append to"),
+        Field("sequence", 48, 16, "sequence to append to"),
+        Field("start", 64, 32, "index of the first token written"),
+        Field("tokens", 96, 16, "tokens to write, 1 or more"),
+        Field("source_format", 112, 4, "BF16 or FP16 (Format)"),
+        Field("k", 128, 64, "byte address of K, tokens x head elements, port-aligned"),
+        Field("v", 192, 64, "byte address of V, likewise"),
+        Field("source_stride", 256, 32, "bytes from a token to the next, port-aligned"),
+    ),
+    "Quantise K and V of new tokens into a sequence's pages.",
+)
+ATTEND = Record(
+    "ATTEND",
+    COMMAND_BYTES,
+    (
+        *_HEAD,
+        Field("causal", 8, 1, "a row sees only tokens up to its own position"),
+        Field("sink", 9, 1, "a row's l starts at 2^sink (row table)"),
+        Field("bias", 10, 1, "add a bias per row and token (segment's `address`)"),
+        Field("query_format", 11, 1, "of queries and biases: 0 BF16, 1 FP16"),
+        Field("output_format", 12, 2, "0 BF16, 1 FP16, 2 FP32, 3 raw (l, O)"),
+        Field("plane", 32, 16, "plane to attend to"),
+        Field("rows", 48, 8, "rows used, 1 to the core's rows"),
+        Field("segments", 56, 8, "segments, 1 to the core's limit"),
+        Field("tables", 64, 64, "byte address: row table, then segment table, each port-aligned"),
+        Field("query", 128, 64, "byte address of the first query, port-aligned"),
+        Field("output", 192, 64, "byte address of the first output row, port-aligned"),
+        Field("query_stride", 256, 32, "bytes from a query to the next, port-aligned"),
+        Field("output_stride", 288, 32, "bytes from an output row to the next, port-aligned"),
+        Field("window", 320, 32, "tokens that a row sees back from its position; 0: all"),
+        Field("sinks", 352, 32, "first tokens that stay visible beside the window"),
+        Field("softcap", 384, 32, "FP32 cap c in the base-2 domain: s becomes c tanh(s / c); 0: off"),
+        Field("softcap_inverse", 416, 32, "FP32 1 / c"),
+    ),
+    "Stream segments past rows of queries and write the attention output.",
+)
+COMMANDS: dict[Opcode, Record] = {Opcode[r.name]: r for r in (NOP, FENCE, PLANE, SEQUENCE, APPEND, ATTEND)}
+
+ROW = Record(
+    "ROW",
+    ROW_BYTES,
+    (
+        Field("position", 0, 32, "the row's token position (causal and window masks)"),
+        Field("draft", 32, 32, "bit i: the row sees token i of a DRAFT segment"),
+        Field("sink", 64, 32, "FP32 learned sink logit in the base-2 domain"),
+    ),
+    "Row table entry of an ATTEND job.",
+)
+SEGMENT = Record(
+    "SEGMENT",
+    SEGMENT_BYTES,
+    (
+        Field("kind", 0, 8, "KV, DRAFT or RAW (SegmentKind)"),
+        Field("sequence", 16, 16, "sequence whose tokens stream"),
+        Field("start", 32, 32, "first token"),
+        Field("end", 64, 32, "one past the last token"),
+        Field("row_mask", 128, 64, "bit r: row r takes part"),
+        Field("address", 192, 64, "RAW: the stored states; KV with bias: the bias, [chunk][row][lane]"),
+    ),
+    "Segment table entry of an ATTEND job.",
+)
+COMPLETION = Record(
+    "COMPLETION",
+    COMPLETION_BYTES,
+    (
+        Field("tag", 0, 16, "of the command"),
+        Field("error", 16, 8, "Error"),
+        Field("field", 24, 8, "index of the offending field in the command's record (its `fields`)"),
+        Field("status", 32, 8, "Status bits"),
+        Field("opcode", 40, 8, "of the command"),
+        Field("index", 48, 16, "segment, row or token concerned, where the error has one"),
+        Field("start", 64, 64, "cycle counter when the command was taken up"),
+        Field("end", 128, 64, "cycle counter when it completed"),
+        Field("beats", 192, 32, "array beats of the job"),
+        Field("phase", 224, 32, "1 + (completions so far // entries of the completion ring), so 0 is empty"),
+    ),
+    "What a command leaves in the completion ring.",
+)
+RECORDS: tuple[Record, ...] = (*COMMANDS.values(), ROW, SEGMENT, COMPLETION)

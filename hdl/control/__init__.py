@@ -1,0 +1,1 @@
+"""Control: registers, command ring, dispatch, completions, counters."""

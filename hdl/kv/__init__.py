@@ -1,0 +1,1 @@
+"""KV cache: segment walk, translation, page fetch, transposer, append."""

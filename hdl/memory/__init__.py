@@ -1,0 +1,1 @@
+"""Memory port: SRAM wrapper, queues, AXI4, arbiters."""

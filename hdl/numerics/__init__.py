@@ -1,0 +1,1 @@
+"""Number formats, tables and arithmetic units of the datapath."""
