@@ -1,4 +1,4 @@
-"""Editable installs only: show hdl/, firmware/, sim/, testbench/ to Python as m890.hdl and so on."""
+"""Editable installs only: Python sees hdl/, firmware/, sim/, testbench/ as m890.hdl and so on."""
 
 from pathlib import Path
 

@@ -1,0 +1,1 @@
+"""Tests of the simulators, the command line and the tools around them."""
