@@ -1,0 +1,40 @@
+"""The one wrapper around on-chip memories, so that an ASIC flow can put macros in one place."""
+
+from amaranth.hdl import Elaboratable, Module, ShapeLike
+from amaranth.lib import memory
+
+
+class Sram(Elaboratable):
+    """A synchronous memory: one write port, any number of read ports, contents undefined at start.
+
+    Function
+        A read enabled in cycle n shows its word in cycle n + 1 and holds it until the next read. A read
+        of the address written in the same cycle returns the old word.
+    Members
+        write_address, write_data, write_enable : the write port. With `granularity`, `write_enable`
+            has one bit per `granularity` bits of the word.
+        read_address[i], read_enable[i], read_data[i] : read port i.
+    Latency
+        1 cycle.
+    Storage
+        depth x width bits, 1 write port, `reads` read ports.
+    """
+
+    def __init__(
+        self, shape: ShapeLike, depth: int, *, reads: int = 1, granularity: int | None = None
+    ) -> None:
+        self._memory = memory.Memory(shape=shape, depth=depth, init=[])
+        self.depth = depth
+        self._write = self._memory.write_port(granularity=granularity)
+        self._reads = [self._memory.read_port(domain="sync") for _ in range(reads)]
+        self.write_address = self._write.addr
+        self.write_data = self._write.data
+        self.write_enable = self._write.en
+        self.read_address = [port.addr for port in self._reads]
+        self.read_data = [port.data for port in self._reads]
+        self.read_enable = [port.en for port in self._reads]
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.memory = self._memory
+        return m
