@@ -1,0 +1,1 @@
+"""Language models on the host: llama decoder, tokenizers, checkpoints and the float reference."""

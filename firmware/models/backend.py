@@ -1,0 +1,72 @@
+"""The seam between a decoder on the host and what holds its KV cache and attends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+class ContextLimitError(RuntimeError):
+    """A sequence would grow past the longest context that a backend or decoder holds."""
+
+    def __init__(self, sequence: int, tokens: int, limit: int) -> None:
+        super().__init__(f"sequence {sequence} would hold {tokens} tokens, the limit is {limit}")
+        self.sequence, self.tokens, self.limit = sequence, tokens, limit
+
+
+class CapacityError(RuntimeError):
+    """A backend has no room left for a fork or a step.
+
+    Raised by ``create``, ``fork`` or the first layer's ``attend``, before anything has changed.
+    """
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens ``[start, start + count)`` of ``sequence`` are new in this step."""
+
+    sequence: int
+    start: int
+    count: int
+
+
+class AttentionBackend(Protocol):
+    """KV cache and attention of many sequences; sequences are small integers."""
+
+    @property
+    def limit(self) -> int:
+        """The longest context in tokens."""
+        ...
+
+    def create(self) -> int:
+        """A new empty sequence."""
+        ...
+
+    def fork(self, sequence: int, tokens: int) -> int:
+        """A new sequence that shares the first ``tokens`` committed tokens of another."""
+        ...
+
+    def release(self, sequence: int) -> None:
+        """Forget a sequence."""
+        ...
+
+    def length(self, sequence: int) -> int:
+        """Committed tokens of a sequence."""
+        ...
+
+    def attend(self, layer: int, spans: Sequence[Span], q: Floats, k: Floats, v: Floats) -> Floats:
+        """Append K and V at the spans' positions, then attend causally.
+
+        q [N, H, dh], k and v [N, KVH, dh] of all spans' tokens in order (rotary embedding already
+        applied) -> [N, H, dh]; the softmax scale is 1 / sqrt(dh). A span starts at its sequence's
+        committed length.
+        """
+        ...
+
+    def commit(self, spans: Sequence[Span]) -> None:
+        """Make the spans part of their sequences, once every layer has been appended."""
+        ...
