@@ -1,0 +1,1 @@
+"""Tool-calling agents: tasks, tools, sessions, the batching engine and training."""

@@ -1,0 +1,155 @@
+"""The worlds that tasks play in: price list, rules, notes and accounts, and the system prompt.
+
+A world is drawn from a seed. Training worlds and held-out worlds share no name and no drawn value:
+training uses random letter strings and values outside ``held_value``; held-out worlds use real
+words (none of which training ever draws) and only values inside it.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CLAUSES = ("deal", "tax", "ship", "card")
+"""Rule clauses whose order of work the system prompt dictates."""
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "calc": ("calc", "math", "eval"),
+    "find": ("find", "grep", "seek"),
+    "look": ("look", "peek", "view"),
+    "save": ("save", "post", "file"),
+}
+"""Tool -> the names under which a system prompt may offer it."""
+
+ITEMS = (
+    "pear lamp rope sofa desk fork bowl tent coat boot drum kite vase soap bulb "
+    "chair stool towel spoon knife brush paint glove scarf clock razor cable plate"
+).split()
+TOWNS = (
+    "oslo rome bonn kyiv lima bern cork nice pisa turin delhi quito dakar perth osaka minsk".split()
+)
+CLIENTS = (
+    "mora finn ivan olga hugo nora emil lena oscar clara jonas maria pedro alice bruno irina"
+).split()
+HELD_WORDS = frozenset(ITEMS + TOWNS + CLIENTS)
+
+_VOWELS, _CONSONANTS = "aeiouy", "bcdfghjklmnpqrstvwxz"
+_SHAPES = (
+    "cvcv",
+    "cvcc",
+    "ccvc",
+    "vccv",
+    "cvvc",
+    "vcvc",
+    "cvcvc",
+    "ccvcc",
+    "ccvvc",
+    "cvccv",
+    "vcvcv",
+)
+
+
+def held_value(value: int) -> bool:
+    """Whether a price, fee, credit or rate is kept out of training."""
+    return value % 6 == 5
+
+
+def _value(rng: random.Random, low: int, high: int, held: bool) -> int:
+    while True:
+        value = rng.randint(low, high)
+        if held_value(value) == held:
+            return value
+
+
+def _names(rng: random.Random, count: int, held: Sequence[str] | None, used: set[str]) -> list[str]:
+    """Draw ``count`` new names: from the word list ``held``, or random letters where it is None."""
+    names: list[str] = []
+    while len(names) < count:
+        if held is not None:
+            name = rng.choice(held)
+        else:
+            shape = rng.choice(_SHAPES)
+            name = "".join(rng.choice(_VOWELS if c == "v" else _CONSONANTS) for c in shape)
+            if name in HELD_WORDS:
+                continue
+        if name not in used:
+            used.add(name)
+            names.append(name)
+    return names
+
+
+@dataclass(frozen=True)
+class World:
+    """What the tools know and what the system prompt says.
+
+    ``prices``: item -> price. ``tax``: per cent. ``deal``: (per cent off, threshold).
+    ``order``: the clauses of ``CLAUSES`` in the order of work. ``names``: tool -> its name here.
+    ``notes``: lines for text search. ``towns``: town -> fee. ``cards``: client -> card.
+    ``credits``: card -> credit, or absent. ``receipt``: number of the first receipt.
+    """
+
+    prices: dict[str, int]
+    tax: int
+    deal: tuple[int, int]
+    order: tuple[str, ...]
+    names: dict[str, str]
+    notes: tuple[str, ...]
+    towns: dict[str, int]
+    cards: dict[str, str]
+    credits: dict[str, int]
+    receipt: int
+    held: bool
+
+    def prompt(self) -> str:
+        """The system prompt, about 200 characters; ends with a newline."""
+        tools = " ".join(f"{tool}:{self.names[tool]}" for tool in ALIASES)
+        prices = ",".join(f"{item} {price}" for item, price in self.prices.items())
+        order = " ".join(f"{rank}{clause}" for rank, clause in enumerate(self.order, 1))
+        cut, over = self.deal
+        return (
+            f"#tools {tools}\n#price {prices}\n#tax {self.tax}%\n"
+            f"#deal {cut}% over {over}\n#order {order}\n"
+        )
+
+
+def make_world(rng: random.Random, held: bool, items: int = 10, people: int = 8) -> World:
+    """Draw a world with ``items`` prices and ``people`` towns and clients."""
+    used: set[str] = {name for names in ALIASES.values() for name in names} | set(CLAUSES)
+    goods = _names(rng, items, ITEMS if held else None, used)
+    towns = _names(rng, people, TOWNS if held else None, used)
+    clients = _names(rng, people, CLIENTS if held else None, used)
+    notes: list[str] = []
+    fees: dict[str, int] = {}
+    cards: dict[str, str] = {}
+    credits: dict[str, int] = {}
+    for town in towns:
+        fees[town] = _value(rng, 3, 99, held)
+        zone = rng.randint(1, 9)
+        notes.append(
+            rng.choice(
+                (f"{town} fee {fees[town]} zone {zone}", f"{town} zone {zone} fee {fees[town]}")
+            )
+        )
+    for client in clients:
+        card = rng.choice(_CONSONANTS) + str(rng.randint(10, 99))
+        while card in cards.values():
+            card = rng.choice(_CONSONANTS) + str(rng.randint(10, 99))
+        cards[client] = card
+        notes.append(rng.choice((f"{client} has card {card}", f"card {card} is of {client}")))
+        if rng.random() < 0.75:
+            credits[card] = _value(rng, 3, 99, held)
+    order = list(CLAUSES)
+    rng.shuffle(order)
+    rng.shuffle(notes)
+    return World(
+        prices={item: _value(rng, 11, 98, held) for item in goods},
+        tax=_value(rng, 3, 19, held),
+        deal=(_value(rng, 5, 35, held), _value(rng, 100, 900, held)),
+        order=tuple(order),
+        names={tool: rng.choice(aliases) for tool, aliases in ALIASES.items()},
+        notes=tuple(notes),
+        towns=fees,
+        cards=cards,
+        credits=credits,
+        receipt=rng.randint(10, 60),
+        held=held,
+    )
