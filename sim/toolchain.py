@@ -167,7 +167,7 @@ def _output(command: Sequence[str]) -> str:
 @functools.lru_cache
 def _version_of(command: tuple[str, ...], changed: int) -> str:
     numbers = re.search(r"\d+\.\d+(?:\.\d+)?", _output(command))
-    return numbers[0] if numbers else "of unknown version"
+    return numbers[0] if numbers else "version unknown"
 
 
 def _version(command: Sequence[str]) -> str:

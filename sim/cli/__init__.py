@@ -1,0 +1,1 @@
+"""The `m890` command line: one module per command, loaded only when it is called."""
