@@ -1,0 +1,222 @@
+"""Named errors: what a device or the firmware refuses, and what to do about it."""
+
+from m890.hdl.commands import COMMANDS, NOP, SEGMENT, Error, Opcode
+
+
+class FirmwareError(RuntimeError):
+    """Any error of the firmware or the device below it."""
+
+
+class MemoryFull(FirmwareError):
+    """Device memory cannot hold what was asked for."""
+
+    def __init__(self, what: str, needed: int, left: int) -> None:
+        super().__init__(
+            f"{what} needs {needed:,} bytes of device memory but {left:,} are left:"
+            " give the device more memory or ask for less"
+        )
+        self.what, self.needed, self.left = what, needed, left
+
+
+class ScratchFull(FirmwareError):
+    """The scratch memory for queries, outputs and tables is in use."""
+
+    def __init__(self, needed: int, size: int) -> None:
+        super().__init__(
+            f"scratch memory of {size:,} bytes has no room for {needed:,} more:"
+            " free buffers, split the batch, or give the driver a larger scratch_bytes"
+        )
+        self.needed, self.size = needed, size
+
+
+class PoolFull(FirmwareError):
+    """No page is free and none can be evicted; nothing was changed."""
+
+    def __init__(self, needed: int, available: int, pages: int) -> None:
+        super().__init__(
+            f"{needed} pages are needed but {available} of the pool's {pages} are free or can be"
+            " evicted: release or trim a sequence, or use a larger pool"
+        )
+        self.needed, self.available, self.pages = needed, available, pages
+
+
+class SequencesFull(FirmwareError):
+    """Every entry of the core's sequence table is in use."""
+
+    def __init__(self, sequences: int) -> None:
+        super().__init__(
+            f"all {sequences} sequences of the core are in use: release one before making another"
+        )
+        self.sequences = sequences
+
+
+class UnknownSequence(FirmwareError):
+    """The sequence was never created, or has been released."""
+
+    def __init__(self, sequence: int) -> None:
+        super().__init__(f"sequence {sequence} does not exist: create or fork it first")
+        self.sequence = sequence
+
+
+class ContextLimit(FirmwareError):
+    """A sequence would grow past the longest context; nothing was changed."""
+
+    def __init__(self, sequence: int, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"sequence {sequence} would hold {tokens} tokens but the limit is {limit}:"
+            " end it, or make the cache with a larger limit"
+        )
+        self.sequence, self.tokens, self.limit = sequence, tokens, limit
+
+
+class BadLength(FirmwareError):
+    """A token count that a sequence cannot be forked at, trimmed to or written from."""
+
+    def __init__(self, sequence: int, tokens: int, length: int) -> None:
+        super().__init__(
+            f"sequence {sequence} has {length} committed tokens, so {tokens} is out of place:"
+            f" name a token count from 0 to {length}, and start new tokens at {length}"
+        )
+        self.sequence, self.tokens, self.length = sequence, tokens, length
+
+
+class ShapeError(FirmwareError):
+    """Arrays or a model's shape that the core cannot take; the message names value and limit."""
+
+
+class DeviceTimeout(FirmwareError):
+    """The device made no progress."""
+
+    def __init__(self, cycles: int, waiting: str = "a completion") -> None:
+        super().__init__(
+            f"nothing moved for {cycles:,} cycles while waiting for {waiting}:"
+            " look at the waves of the last command"
+        )
+        self.cycles = cycles
+
+
+class RingError(FirmwareError):
+    """The command ring stopped; `recover()` of the driver starts it again."""
+
+    rule = "the command ring stopped"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"{self.rule} ({detail}): call the driver's recover()")
+
+
+class RingOverrun(RingError):
+    """More commands were announced than the ring has entries."""
+
+    rule = "RING_TAIL ran past the ring's free entries"
+
+
+class BadRing(RingError):
+    """Base or size of a ring cannot be used."""
+
+    rule = "a ring's base must be 128-byte aligned and its size a power of two up to 32768"
+
+
+class CommandError(FirmwareError):
+    """A command that the device refused; it changed nothing.
+
+    `opcode`, `field`, `value` and `index` (segment, row or token, where there is one) say which.
+    """
+
+    advice = "correct the command"
+
+    def __init__(self, opcode: str, field: str, value: int | None, index: int, tag: int) -> None:
+        at = f" of segment {index}" if field.startswith("segment.") else ""
+        shown = "" if value is None else f" = {value:#x}" if abs(value) > 0xFFFF else f" = {value}"
+        super().__init__(f"{opcode} refused for {field}{shown}{at}: {self.advice}")
+        self.opcode, self.field, self.value, self.index, self.tag = opcode, field, value, index, tag
+
+
+class BadOpcode(CommandError):
+    advice = "use an opcode of hdl/commands.py"
+
+
+class BadAddress(CommandError):
+    advice = "keep every byte inside the device's memory"
+
+
+class BadAlignment(CommandError):
+    advice = "align addresses and strides to the port's 2 x lanes bytes"
+
+
+class BadRows(CommandError):
+    advice = "use from 1 row to as many as the core has"
+
+
+class BadSegments(CommandError):
+    advice = "use from 1 segment to the core's limit"
+
+
+class BadHeadSize(CommandError):
+    advice = "use from 1 tile of lanes features to the core's largest head"
+
+
+class BadFormat(CommandError):
+    advice = "use a code of Format or OutputFormat"
+
+
+class BadPlane(CommandError):
+    advice = "define the plane first, below the core's plane limit"
+
+
+class BadSequence(CommandError):
+    advice = "bind the sequence to a block table first, below the core's sequence limit"
+
+
+class BadRange(CommandError):
+    advice = "keep start <= end inside the sequence's capacity"
+
+
+class BadPage(CommandError):
+    advice = "write only page numbers of the pool into the block table"
+
+
+class BusError(CommandError):
+    advice = "the memory answered with an error: check the address map"
+
+
+class BadSegmentKind(CommandError):
+    advice = "use a kind of SegmentKind"
+
+
+COMMAND_ERRORS: dict[Error, type[CommandError]] = {
+    Error.BAD_OPCODE: BadOpcode,
+    Error.BAD_ADDRESS: BadAddress,
+    Error.BAD_ALIGNMENT: BadAlignment,
+    Error.BAD_ROWS: BadRows,
+    Error.BAD_SEGMENTS: BadSegments,
+    Error.BAD_HEAD_SIZE: BadHeadSize,
+    Error.BAD_FORMAT: BadFormat,
+    Error.BAD_PLANE: BadPlane,
+    Error.BAD_SEQUENCE: BadSequence,
+    Error.BAD_RANGE: BadRange,
+    Error.BAD_PAGE: BadPage,
+    Error.BUS_ERROR: BusError,
+    Error.BAD_SEGMENT_KIND: BadSegmentKind,
+}
+RING_ERRORS: dict[Error, type[RingError]] = {
+    Error.RING_OVERRUN: RingOverrun,
+    Error.BAD_RING: BadRing,
+}
+
+
+def command_error(completion: dict[str, int], command: bytes) -> CommandError:
+    """The exception of a failed completion; `command` is the record as it was submitted."""
+    opcode, index, tag = completion["opcode"], completion["field"], completion["tag"]
+    record, title = NOP, f"opcode {opcode}"
+    if opcode in set(Opcode):
+        record, title = COMMANDS[Opcode(opcode)], Opcode(opcode).name
+    fields, value = record.fields, None
+    if index < len(fields):
+        name = fields[index].name
+        value = record.unpack(command)[name]
+    elif index < len(fields) + len(SEGMENT.fields):
+        name = f"segment.{SEGMENT.fields[index - len(fields)].name}"
+    else:
+        name = f"field {index}"
+    kind = COMMAND_ERRORS.get(Error(completion["error"]), CommandError)
+    return kind(title, name, value, completion["index"], tag)
