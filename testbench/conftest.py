@@ -46,7 +46,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Gives tests whose tool is missing a skip with the package to install."""
-    missing = {"icarus": toolchain.find_icarus().reason, "cocotb": _missing_libpython()}
+    missing = {
+        "icarus": toolchain.find_icarus().reason,
+        "cocotb": _missing_libpython() or toolchain.find_perl().reason,
+    }
     for mark, reason in missing.items():
         if reason:
             for item in items:
