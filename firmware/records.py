@@ -26,7 +26,9 @@ def pack(record: Record, count: int, values: Mapping[str, ArrayLike]) -> Bytes:
         else:
             size = field.width // 8
             kind = f"<{'i' if field.signed else 'u'}{size}"
-            out[:, byte : byte + size] = np.ascontiguousarray(array.astype(kind)).view(np.uint8).reshape(count, size)
+            out[:, byte : byte + size] = (
+                np.ascontiguousarray(array.astype(kind)).view(np.uint8).reshape(count, size)
+            )
     return out
 
 

@@ -209,10 +209,10 @@ SEGMENT = Record(
         Field("start", 32, 32, "first token"),
         Field("end", 64, 32, "one past the last token"),
         Field("row_mask", 128, 64, "bit r: row r takes part"),
-        Field("address", 192, 64, "RAW: the stored states, [row]; KV with bias: the bias, [chunk][row][lane]"),
+        Field("address", 192, 64, "RAW: states, [row]; KV with bias: the bias, [chunk][row][lane]"),
     ),
-    """Segment table entry of an ATTEND job. Both arrays at `address` have the job's `rows` rows; a bias's
-    chunk 0 is the one that holds token `start`.""",
+    """Segment table entry of an ATTEND job. Arrays at `address` have the job's `rows` rows; chunk 0
+    of a bias is the one that holds token `start`.""",
 )
 COMPLETION = Record(
     "COMPLETION",
@@ -220,7 +220,11 @@ COMPLETION = Record(
     (
         Field("tag", 0, 16, "of the command"),
         Field("error", 16, 8, "Error"),
-        Field("field", 24, 8, "index of the offending field in the command's record (its `fields`); of ATTEND: SEGMENT's follow its own"),
+        Field(
+            "field", 24, 8,
+            "index of the offending field in the command's record (its `fields`);"
+            " of ATTEND, the fields of SEGMENT follow its own",
+        ),
         Field("status", 32, 8, "Status bits"),
         Field("opcode", 40, 8, "of the command"),
         Field("index", 48, 16, "segment, row or token concerned, where the error has one"),

@@ -1,0 +1,142 @@
+"""Where the firmware's rings, tables, planes and scratch lie in device memory."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from m890.firmware.errors import MemoryFull, ScratchFull
+from m890.hdl.config import CoreConfig
+from m890.hdl.layout import PageLayout
+from m890.hdl.numerics.formats import Format
+
+HELD = 1 << 62
+"""Command number of a scratch buffer that nobody has released yet."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes [start, end) of device memory."""
+
+    name: str
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class PlaneShape:
+    """What the planes of a KV cache hold: all of one format and head size.
+
+    `head` is the head size in features as stored: a multiple of the core's lanes.
+    """
+
+    planes: int
+    format: Format
+    head: int
+
+    def layout(self, config: CoreConfig) -> PageLayout:
+        return PageLayout(config, self.format, self.head // config.lanes)
+
+    def stride(self, config: CoreConfig) -> int:
+        """Bytes from a page to the next: a power of two, so pages are aligned to their size."""
+        return 1 << (self.layout(config).page_bytes - 1).bit_length()
+
+
+class MemoryMap:
+    """Hands out regions of device memory from the bottom up; regions are never given back."""
+
+    def __init__(self, config: CoreConfig, size: int) -> None:
+        self.config, self.size = config, size
+        self.regions: list[Region] = []
+        self._next = 0
+
+    @property
+    def left(self) -> int:
+        return self.size - self._next
+
+    def allocate(self, name: str, size: int, align: int = 4096) -> Region:
+        """A region of at least `size` bytes; MemoryFull when it does not fit."""
+        start = round_up(self._next, align)
+        if start + size > self.size:
+            raise MemoryFull(name, size, max(0, self.size - start))
+        region = Region(name, start, start + size)
+        self._next = region.end
+        self.regions.append(region)
+        return region
+
+    def pages_that_fit(self, shape: PlaneShape, limit: int | None = None) -> int:
+        """Pages of a pool that fills what is left, at most the core's (or `limit`) pages.
+
+        MemoryFull when not even one page of every plane fits.
+        """
+        stride = shape.stride(self.config)
+        left = self.size - round_up(self._next, max(4096, stride))
+        pages = min(left // (stride * shape.planes), limit or self.config.pages, self.config.pages)
+        if pages < 1:
+            raise MemoryFull(
+                f"a page of {shape.planes} planes", stride * shape.planes, max(0, left)
+            )
+        return pages
+
+
+class Scratch:
+    """Ring of buffers for queries, outputs and job tables, recycled in the order of allocation.
+
+    A buffer is reused only once the commands that were submitted before its release have
+    completed: `release` notes the newest of them, `reclaim` is told how far completions have come.
+    """
+
+    def __init__(self, region: Region, align: int) -> None:
+        self.region, self.align = region, align
+        # [start, end, newest command that may use it: HELD until released]
+        self._blocks: deque[list[int]] = deque()
+        self._by_start: dict[int, list[int]] = {}
+
+    def allocate(self, size: int) -> int:
+        """Address of a buffer of `size` bytes; ScratchFull when the ring has no room for it."""
+        size = round_up(max(size, 1), self.align)
+        low, high = self.region.start, self.region.end
+        if not self._blocks:
+            start = low
+        else:
+            head, tail = self._blocks[-1][1], self._blocks[0][0]
+            # free are [head, high) and [low, tail), or [head, tail) once the ring has wrapped
+            if head <= tail:
+                start = head if head + size <= tail else -1
+            elif head + size <= high:
+                start = head
+            else:
+                start = low if low + size <= tail else -1
+        if start < 0 or start + size > high:
+            raise ScratchFull(size, self.region.size)
+        block = [start, start + size, HELD]
+        self._blocks.append(block)
+        self._by_start[start] = block
+        return start
+
+    def release(self, address: int, newest: int) -> None:
+        """The buffer is free once command number `newest` and all before it have completed."""
+        self._by_start.pop(address)[2] = newest
+
+    def reclaim(self, completed: int) -> None:
+        """Commands with numbers below `completed` are done."""
+        while self._blocks and self._blocks[0][2] < completed:
+            self._blocks.popleft()
+
+    def restart(self) -> None:
+        """Commands were forgotten: what has been released is free."""
+        for block in self._blocks:
+            if block[2] != HELD:
+                block[2] = -1
+        self.reclaim(0)
+
+    @property
+    def waiting(self) -> bool:
+        """The oldest buffer is released, and only its commands are missing."""
+        return bool(self._blocks) and self._blocks[0][2] != HELD
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
