@@ -1,0 +1,118 @@
+"""Decoded operands: what a query, key, value or p is inside the array.
+
+An element is `sig * 2^exp` with sig a signed float32 of 11 bits, |sig| < 2 (the RTL's integer `sig`
+is |sig| * 1024). Zeros have the exponent INACTIVE, so that they never win the largest exponent.
+A NaN has sig 1 and exp 0 and is marked in `nan`, which is None where an array has no NaN at all.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from m890.hdl.numerics.formats import CODINGS, Format
+
+INACTIVE = -14000
+"""Exponent of a zero: the sum of two still fits int16, and stays below every active sum."""
+ACTIVE = -8800
+"""Sums of exponents above this belong to two nonzero operands."""
+
+
+@dataclass(frozen=True)
+class Elements:
+    """An array of operands: sig float32, exp int16, nan bool or None."""
+
+    sig: np.ndarray
+    exp: np.ndarray
+    nan: np.ndarray | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.sig.shape
+
+    def __getitem__(self, index: object) -> "Elements":
+        nan = None if self.nan is None else self.nan[index]  # type: ignore[index]
+        return Elements(self.sig[index], self.exp[index], nan)  # type: ignore[index]
+
+    def fields(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(sign, sig, exp, nan) as integers, in the form that the RTL carries; zeros have exp 0."""
+        sig = np.rint(np.abs(self.sig) * 1024).astype(np.int64)
+        exp = np.where(sig == 0, 0, self.exp.astype(np.int64))
+        nan = np.zeros(sig.shape, bool) if self.nan is None else self.nan
+        return (self.sig < 0).astype(np.int64), sig, exp, nan.astype(np.int64)
+
+    @staticmethod
+    def from_fields(
+        sign: np.ndarray, sig: np.ndarray, exp: np.ndarray, nan: np.ndarray
+    ) -> "Elements":
+        """From the fields of `m890.hdl.numerics.types.Operand` (or Element)."""
+        value = (np.where(sign, -1, 1) * np.asarray(sig) / 1024).astype(np.float32)
+        marked = np.asarray(nan).astype(bool)
+        exponent = np.where(value == 0, INACTIVE, exp).astype(np.int16)
+        return Elements(value, exponent, marked if marked.any() else None)
+
+    def rearranged(self, axes: tuple[int, ...]) -> "Elements":
+        """The same operands with permuted axes, contiguous."""
+        nan = None if self.nan is None else np.ascontiguousarray(self.nan.transpose(axes))
+        return Elements(
+            np.ascontiguousarray(self.sig.transpose(axes)),
+            np.ascontiguousarray(self.exp.transpose(axes)),
+            nan,
+        )
+
+    def reshaped(self, shape: tuple[int, ...]) -> "Elements":
+        nan = None if self.nan is None else self.nan.reshape(shape)
+        return Elements(self.sig.reshape(shape), self.exp.reshape(shape), nan)
+
+
+@cache
+def _table(format: Format) -> tuple[np.ndarray, np.ndarray, bool]:
+    """(sig, exp) of every code, NaN codes as sig NaN, and whether there are NaN codes."""
+    coding = CODINGS[format]
+    code = np.arange(1 << coding.bits)
+    if format is Format.INT8:
+        value = np.where(code > 127, code - 256, code)
+        sig, exp, nan = value / 128, np.full(code.shape, 7), np.zeros(code.shape, bool)
+    else:
+        fraction = code & ((1 << coding.man_bits) - 1)
+        field = code >> coding.man_bits & ((1 << coding.exp_bits) - 1)
+        sig = fraction / (1 << coding.man_bits) + (field != 0)
+        exp = np.maximum(field, 1) - coding.bias
+        nan = field == (1 << coding.exp_bits) - 1
+        if coding.specials == "fn":
+            nan &= fraction == (1 << coding.man_bits) - 1
+        sig = np.where(code >> (coding.bits - 1), -sig, sig)
+    exp = np.where(sig == 0, INACTIVE, np.where(nan, 0, exp))
+    return np.where(nan, np.nan, sig).astype(np.float32), exp.astype(np.int16), bool(nan.any())
+
+
+def decode(codes: np.ndarray, format: Format) -> Elements:
+    """Stored codes (uint16; 8-bit formats in the low byte) as operands."""
+    sigs, exps, has_nan = _table(format)
+    index = codes if len(sigs) > 256 else codes & 0xFF
+    sig = sigs.take(index)
+    nan = None
+    if has_nan:
+        marked = np.isnan(sig)
+        if marked.any():
+            nan = marked
+            sig[marked] = 1
+    return Elements(sig, exps.take(index), nan)
+
+
+def decode_scale(codes: np.ndarray) -> Elements:
+    """BF16 scales of tokens: sign ignored, a subnormal is 0, Inf and NaN are NaN."""
+    element = decode(codes & 0x7FFF, Format.BF16)
+    subnormal = element.sig < 1
+    return Elements(
+        np.where(subnormal, np.float32(0), element.sig),
+        np.where(subnormal, np.int16(INACTIVE), element.exp),
+        element.nan,
+    )
+
+
+def decode_float(codes: np.ndarray, format: Format) -> np.ndarray:
+    """16-bit floats as float64, Inf and NaN as themselves."""
+    if format is Format.FP16:
+        return np.asarray(codes, np.uint16).view(np.float16).astype(np.float64)
+    return (np.asarray(codes, np.uint32) << 16).view(np.float32).astype(np.float64)
