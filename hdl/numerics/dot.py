@@ -1,0 +1,166 @@
+"""Fused dot product of one beat: exact products, aligned to the largest, summed, rounded once."""
+
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from m890.hdl.numerics.formats import DOT_FRACTION_BITS, SIG_BITS, WIDE_EXP_BITS, WIDE_SIG_BITS
+from m890.hdl.numerics.pipeline import delay, nearest_even, register, shift_left_to_top
+from m890.hdl.numerics.types import Element, Operand, Wide
+from m890.hdl.numerics.wide import pack_wide
+
+PRODUCT_BITS = 2 * SIG_BITS
+GUARD_BITS = DOT_FRACTION_BITS - (PRODUCT_BITS - 2)
+ALIGNED_BITS = PRODUCT_BITS + GUARD_BITS
+EXP_BITS = WIDE_EXP_BITS + 1
+INACTIVE = -(1 << EXP_BITS - 1)
+"""Exponent of an inactive lane: below that of every product."""
+
+
+class DotProduct(wiring.Component):
+    """Dot product of `lanes` stationary operands and `lanes` streamed elements.
+
+    Function
+        docs/numerics.md, "Fused dot product": products of the active lanes, aligned to the largest
+        exponent with 22 fraction bits (truncated), summed exactly, rounded RNE to a wide float.
+    Members
+        a : In(ArrayLayout(Operand, lanes)). Query elements or p.
+        b : In(ArrayLayout(Element, lanes)). Key or value elements of the beat.
+        o : Out(Wide). The dot product, `latency` cycles later.
+    Latency
+        7 + 2 ceil(log2(lanes) / 2): multiply | largest exponent (two tree levels per cycle) |
+        distance | align | add (two tree levels per cycle) | magnitude | normalise (2) | round.
+    Throughput
+        One beat per cycle.
+    Parameters
+        lanes : a power of two, at least 2.
+    Source
+        Kaul et al., "Optimized fused floating-point many-term dot-product hardware", ARITH 2019.
+    """
+
+    a: data.View
+    b: data.View
+    o: data.View
+
+    def __init__(self, lanes: int) -> None:
+        if lanes < 2 or lanes & (lanes - 1):
+            raise ValueError(f"lanes must be a power of two of at least 2, not {lanes}")
+        self.lanes = lanes
+        super().__init__(
+            {
+                "a": In(data.ArrayLayout(Operand, lanes)),
+                "b": In(data.ArrayLayout(Element, lanes)),
+                "o": Out(Wide),
+            }
+        )
+
+    @property
+    def tree_stages(self) -> int:
+        """Cycles of a tree over the lanes that takes two levels per cycle."""
+        return (self.lanes.bit_length()) // 2
+
+    @property
+    def latency(self) -> int:
+        return 7 + 2 * self.tree_stages
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        signs, products, exps, nans = [], [], [], []
+        for n in range(self.lanes):
+            a, b = self.a[n], self.b[n]
+            active = a.sig.any() & b.sig.any()
+            # Sign and product share a register of less than 32 bits.
+            term = register(m, Cat(a.sig * b.sig, a.sign ^ b.sign), name=f"term{n}")
+            products.append(term[:PRODUCT_BITS])
+            signs.append(term[PRODUCT_BITS])
+            exps.append(
+                register(m, Mux(active, a.exp + b.exp, INACTIVE), signed(EXP_BITS), name=f"exp{n}")
+            )
+            nans.append(active & (a.nan | b.nan))
+        nan = register(m, Cat(*nans).any(), name="nan")
+
+        largest, stage = list(exps), 0
+        while len(largest) > 1:
+            stage += 1
+            largest = [
+                register(m, _maximum(largest[n : n + 4]), name=f"largest{stage}_{n // 4}")
+                for n in range(0, len(largest), 4)
+            ]
+        largest = largest[0]
+        assert stage == self.tree_stages
+
+        # A distance of ALIGNED_BITS or more clears the product. An inactive lane's product is zero.
+        aligned, negative = [], []
+        for n in range(self.lanes):
+            exp = delay(m, exps[n], stage, name=f"exp{n}_late")
+            distance = (largest - exp).as_unsigned()
+            clamped = Mux(distance[5 : EXP_BITS + 1].any(), 31, distance[:5])
+            amount = register(m, clamped, unsigned(5), name=f"amount{n}")
+            term = delay(m, Cat(products[n], signs[n]), stage + 1, name=f"term{n}_late")
+            magnitude = Cat(C(0, GUARD_BITS), term[:PRODUCT_BITS]) >> amount
+            sign = term[PRODUCT_BITS]
+            # Ones' complement here; the missing ones are added in the tree, where they are cheaper.
+            ones = magnitude ^ sign.replicate(ALIGNED_BITS)
+            leaf = register(m, Cat(ones, sign), name=f"leaf{n}")
+            aligned.append(leaf.as_signed())
+            negative.append(leaf[ALIGNED_BITS])
+
+        total = [
+            register(
+                m, sum(aligned[n : n + 4], sum(negative[n : n + 4], C(0))), name=f"sum1_{n // 4}",
+                shape=signed(ALIGNED_BITS + 3),
+            )
+            for n in range(0, self.lanes, 4)
+        ]  # fmt: skip
+        level = 1
+        while len(total) > 1:
+            level += 1
+            total = [
+                register(
+                    m, sum(total[n : n + 4], C(0)), name=f"sum{level}_{n // 4}",
+                    shape=signed(ALIGNED_BITS + 1 + 2 * level),
+                )
+                for n in range(0, len(total), 4)
+            ]  # fmt: skip
+        assert level == self.tree_stages
+        since = 2 + level
+        m.d.sync += self.o.eq(
+            _round(
+                m, total[0], self.lanes,
+                exp=delay(m, largest, since, name="largest_late"),
+                nan=delay(m, nan, stage + since, name="nan_late"),
+            )
+        )  # fmt: skip
+        return m
+
+
+def _maximum(values: list[Value]) -> Value:
+    """The largest of at most four values."""
+    while len(values) > 1:
+        values = [
+            Mux(pair[0] < pair[1], pair[1], pair[0]) if len(pair) == 2 else pair[0]
+            for pair in (values[n : n + 2] for n in range(0, len(values), 2))
+        ]
+    return values[0]
+
+
+def _round(m: Module, total: Value, lanes: int, *, exp: Value, nan: Value) -> Signal:
+    """total x 2^(exp - DOT_FRACTION_BITS) as a wide float, after three registers."""
+    bits = ALIGNED_BITS + lanes.bit_length() - 1
+    sign = register(m, total[-1], name="total_sign")
+    magnitude = register(m, Mux(total[-1], -total, total)[:bits], name="magnitude")
+    exp = register(m, exp, name="magnitude_exp")
+
+    steps = (16, 8, 4, 2, 1)
+    coarse, high = shift_left_to_top(magnitude, steps[:2])
+    coarse = register(m, coarse, name="coarse")
+    exp = register(m, exp - (high << 3), signed(EXP_BITS), name="coarse_exp")
+    fine, low = shift_left_to_top(coarse, steps[2:])
+    fine = register(m, fine, name="fine")
+    # The top bit, once set, weighs 2^(exp + bits - 1 - DOT_FRACTION_BITS).
+    exp = register(m, exp - low + (bits - 1 - DOT_FRACTION_BITS), signed(EXP_BITS), name="fine_exp")
+
+    return pack_wide(
+        m, sign=delay(m, sign, 2, name="sign"), exp=exp, nan=delay(m, nan, 3, name="nan"),
+        sig=nearest_even(fine, bits - WIDE_SIG_BITS), name="rounded",
+    )  # fmt: skip

@@ -1,0 +1,133 @@
+"""docs/numerics.md for one number at a time, with exact rationals: an independent reference.
+
+A number is None (NaN) or a Fraction. The golden model is the specification in vectorised code; this
+one is slow, literal, and shares nothing with it or with the RTL but the tables.
+"""
+
+from fractions import Fraction
+
+from m890.hdl.numerics.formats import CODINGS, Format
+from m890.hdl.numerics.types import Element, Operand, Wide
+from m890.testbench.hdl.numerics.pipelines import bits_of
+
+Number = Fraction | None
+
+
+def exponent_of(x: Fraction) -> int:
+    """floor(log2 |x|)."""
+    top = abs(x.numerator).bit_length() - x.denominator.bit_length()
+    return top if abs(x) >= Fraction(2) ** top else top - 1
+
+
+def nearest_even(x: Fraction, unit: Fraction) -> Fraction:
+    """x rounded to a multiple of unit; Python's round is RNE on rationals."""
+    return round(x / unit) * unit
+
+
+def to_bits(x: Fraction, bits: int) -> Fraction:
+    """x rounded to `bits` significant bits."""
+    return nearest_even(x, Fraction(2) ** (exponent_of(x) - bits + 1)) if x else x
+
+
+def power(exp: int) -> Fraction:
+    return Fraction(2) ** exp
+
+
+def wide_bits(x: Number) -> int:
+    """x rounded to a wide float, as bits."""
+    if x is None:
+        return bits_of(Wide, nan=1)
+    x = to_bits(x, 24)
+    if not x:
+        return 0
+    exp = exponent_of(x)
+    return bits_of(Wide, sig=int(abs(x) * power(23 - exp)), exp=exp, sign=x < 0)
+
+
+def wide_number(fields: dict[str, int]) -> Number:
+    if fields["nan"]:
+        return None
+    return (-1) ** fields["sign"] * fields["sig"] * power(fields["exp"] - 23)
+
+
+def decode(raw: int, format: Format) -> int:
+    """The Element of a stored number, as bits."""
+    c = CODINGS[format]
+    raw &= (1 << c.bits) - 1
+    if format == Format.INT8:
+        x = raw - 256 if raw & 128 else raw
+        return bits_of(Element, sig=abs(x) << 3, exp=7, sign=x < 0)
+    man, sign = raw & (1 << c.man_bits) - 1, raw >> c.bits - 1
+    exponent = raw >> c.man_bits & (1 << c.exp_bits) - 1
+    top = (1 << c.exp_bits) - 1
+    nan = exponent == top if c.specials == "ieee" else raw & 127 == 127
+    if nan:
+        return bits_of(Element, sig=1024, exp=0, sign=sign, nan=1)
+    if exponent:
+        sig = (man | 1 << c.man_bits) << 10 - c.man_bits
+        return bits_of(Element, sig=sig, exp=exponent - c.bias, sign=sign)
+    return bits_of(Element, sig=man << 10 - c.man_bits, exp=1 - c.bias, sign=sign)
+
+
+def float_number(raw: int, format: Format) -> Number:
+    """A 16-bit float's value; None for NaN and Inf."""
+    c = CODINGS[format]
+    man, exponent = raw & (1 << c.man_bits) - 1, raw >> c.man_bits & (1 << c.exp_bits) - 1
+    if exponent == (1 << c.exp_bits) - 1:
+        return None
+    sign = -1 if raw >> 15 else 1
+    if not exponent:
+        return sign * man * power(1 - c.bias - c.man_bits)
+    return sign * (man + (1 << c.man_bits)) * power(exponent - c.bias - c.man_bits)
+
+
+def dot(a: list[dict[str, int]], b: list[dict[str, int]]) -> Number:
+    """Fused dot product of decoded operands (fields of Operand and Element)."""
+    active = [(x, y) for x, y in zip(a, b, strict=True) if x["sig"] and y["sig"]]
+    if any(x["nan"] or y["nan"] for x, y in active):
+        return None
+    if not active:
+        return Fraction(0)
+    emax = max(x["exp"] + y["exp"] for x, y in active)
+    total = 0
+    for x, y in active:
+        m = (x["sig"] * y["sig"] << 2) >> (emax - x["exp"] - y["exp"])
+        total += -m if x["sign"] ^ y["sign"] else m
+    return total * power(emax - 22)
+
+
+def scale_number(scale: int) -> Number:
+    """A BF16 scale: subnormal is zero, the sign is ignored."""
+    exponent = scale >> 7 & 255
+    if exponent == 255:
+        return None
+    return Fraction(0) if exponent == 0 else abs(float_number(scale, Format.BF16) or Fraction(0))
+
+
+def multiply(a: Number, b: Number) -> Number:
+    return None if a is None or b is None else a * b
+
+
+def add(a: Number, b: Number) -> Number:
+    return None if a is None or b is None else a + b
+
+
+def fp32_number(raw: int) -> Number:
+    """FP32 as the core reads it: subnormals are zero, Inf is NaN."""
+    exponent = raw >> 23 & 255
+    if exponent == 255:
+        return None
+    if exponent == 0:
+        return Fraction(0)
+    return (-1) ** (raw >> 31) * (raw & 0x7FFFFF | 1 << 23) * power(exponent - 150)
+
+
+def operand_bits(x: Number) -> int:
+    """x rounded to 11 bits, as an Operand's bits; zero and NaN in their canonical form."""
+    if x is None:
+        return bits_of(Operand, sig=1024, nan=1)
+    x = to_bits(x, 11)
+    if not x:
+        return 0
+    exp = exponent_of(x)
+    return bits_of(Operand, sig=int(abs(x) * power(10 - exp)), exp=exp, sign=x < 0)
