@@ -1,0 +1,200 @@
+"""The KV read path: from jobs to element beats."""
+
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from m890.hdl.config import CoreConfig
+from m890.hdl.kv.fetch import Fetcher, RawFetcher
+from m890.hdl.kv.gearbox import Gearbox
+from m890.hdl.kv.items import (
+    ITEM_DEPTH,
+    ItemKind,
+    elements_layout,
+    is_narrow,
+    is_scaled,
+    item_layout,
+    job_layout,
+    raw_layout,
+    scale_layout,
+    see_layout,
+    segment_layout,
+)
+from m890.hdl.kv.translate import Translator
+from m890.hdl.kv.transpose import Transposer
+from m890.hdl.kv.walker import Walker
+from m890.hdl.memory.ports import ReadPort
+from m890.hdl.memory.queue import Queue
+
+PORTS = ("table", "k", "v", "bias", "raw")
+"""Read ports, the one whose waiting holds up most first."""
+
+
+class KvPath(wiring.Component):
+    """Streams the visible chunks of jobs: K as stored, V transposed, scales, biases, stored states.
+
+    Function
+        job, segment -> Walker -> Translator -> a queue of items for the sequencer, and one fetcher
+        each for K (with the scales), V, bias and stored states. Each output is in order of the
+        items and independent of the others: a CHUNK item brings tiles x lanes beats on k_beat
+        ([tile][token]) and as many on v_beat ([tile][feature]), one payload on scale if its format
+        is scaled, `rows` payloads on bias_beat if `bias` is set; a RAW item brings
+        rows x (1 + 2 tiles) payloads on raw_beat.
+    Members
+        job, segment : streams in (Walker). see, seen : visibility query (Walker).
+        item : stream of items, in order; known before their data have come.
+        k_beat, v_beat : streams of `lanes` raw codes. scale : stream of K and V scales of a chunk.
+        bias_beat : stream of `lanes` 16-bit floats, one per row. raw_beat : stream of port beats.
+        table, k, v, bias, raw : read ports.
+        bus_error[slot] : pulse; data of that slot's job had a bus error. Comes before the data.
+        walking : a job is here, but no item is known.
+    Latency
+        Job to first item: 17 cycles and a table read; to its first K beat: 8 more and a read.
+    Throughput
+        One element beat per cycle on k_beat and v_beat each, as far as the memory gives them.
+    Backpressure
+        Any output may stall; the others go on as far as the buffers and ITEM_DEPTH items allow.
+    Storage
+        fifo_beats port beats for K and V each, 2 rows for bias, and the parts' own.
+    Errors
+        END items carry BAD_PAGE and the table's BUS_ERROR (Translator).
+    """
+
+    job: stream.Interface
+    segment: stream.Interface
+    see: data.View
+    seen: Signal
+    item: stream.Interface
+    k_beat: stream.Interface
+    v_beat: stream.Interface
+    scale: stream.Interface
+    bias_beat: stream.Interface
+    raw_beat: stream.Interface
+    table: Any
+    k: Any
+    v: Any
+    bias: Any
+    raw: Any
+    bus_error: Signal
+    walking: Signal
+
+    def __init__(self, config: CoreConfig) -> None:
+        self.config = config
+        elements = stream.Signature(elements_layout(config))
+        super().__init__(
+            {
+                "job": In(stream.Signature(job_layout(config))),
+                "segment": In(stream.Signature(segment_layout(config))),
+                "see": Out(see_layout(config)),
+                "seen": In(1),
+                "item": Out(stream.Signature(item_layout(config))),
+                "k_beat": Out(elements),
+                "v_beat": Out(elements),
+                "scale": Out(stream.Signature(scale_layout(config))),
+                "bias_beat": Out(elements),
+                "raw_beat": Out(stream.Signature(raw_layout(config))),
+                **{name: Out(ReadPort(config)) for name in PORTS},
+                "bus_error": Out(2),
+                "walking": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self.config
+        m.submodules.walker = walker = Walker(config)
+        m.submodules.translator = translator = Translator(config)
+        m.submodules.items = items = Queue(item_layout(config), ITEM_DEPTH)
+        m.submodules.k_fetch = k = Fetcher(config, tag=1, depth=config.fifo_beats, scales=True)
+        m.submodules.v_fetch = v = Fetcher(config, tag=1, depth=config.fifo_beats)
+        m.submodules.bias_fetch = bias = Fetcher(
+            config, tag=0, depth=max(2 * config.rows, 4), piece=max(config.rows, 2)
+        )
+        m.submodules.raw_fetch = raw = RawFetcher(config)
+        m.submodules.k_gearbox = k_gearbox = Gearbox(config)
+        m.submodules.v_gearbox = v_gearbox = Gearbox(config)
+        m.submodules.transposer = transposer = Transposer(config)
+
+        def out(source: Any, name: str) -> None:
+            wiring.connect(m, source, wiring.flipped(getattr(self, name)))
+
+        wiring.connect(m, wiring.flipped(self.job), walker.job)
+        wiring.connect(m, wiring.flipped(self.segment), walker.segment)
+        wiring.connect(m, walker.o, translator.i)
+        wiring.connect(m, k.o, k_gearbox.i)
+        wiring.connect(m, v.o, v_gearbox.i)
+        wiring.connect(m, v_gearbox.o, transposer.i)
+        for source, name in (
+            (items.o, "item"), (k_gearbox.o, "k_beat"), (k.scale, "scale"), (raw.o, "raw_beat"),
+            (translator.table, "table"), (k.port, "k"), (v.port, "v"), (bias.port, "bias"),
+            (raw.port, "raw"),
+        ):  # fmt: skip
+            out(source, name)
+        m.d.comb += [
+            self.see.eq(walker.see),
+            walker.seen.eq(self.seen),
+            self.v_beat.valid.eq(transposer.o.valid),
+            self.v_beat.payload.eq(transposer.o.payload.data),
+            transposer.o.ready.eq(self.v_beat.ready),
+            self.bias_beat.valid.eq(bias.o.valid),
+            self.bias_beat.payload.as_value().eq(bias.o.payload.data),
+            bias.o.ready.eq(self.bias_beat.ready),
+            self.bus_error.eq(k.bus_error | v.bus_error | bias.bus_error | raw.bus_error),
+        ]
+        self._share(m, translator.o, items, k, v, bias, raw)
+
+        # Jobs between their first cycle here and the taking of their END item.
+        jobs = Signal(range(4 * ITEM_DEPTH))
+        taken = self.item.valid & self.item.ready & (self.item.payload.kind == ItemKind.END)
+        m.d.sync += jobs.eq(jobs + (self.job.valid & self.job.ready) - taken)
+        m.d.comb += self.walking.eq((jobs != 0) & ~self.item.valid)
+        return m
+
+    def _share(
+        self,
+        m: Module,
+        located: stream.Interface,
+        items: Queue,
+        k: Fetcher,
+        v: Fetcher,
+        bias: Fetcher,
+        raw: RawFetcher,
+    ) -> None:
+        """Hands every located item to the sequencer and to the fetchers that it concerns."""
+        payload, item = located.payload, located.payload.item
+        chunk = item.kind == ItemKind.CHUNK
+        scaled = is_scaled(item.format)
+        targets = (
+            (items.i, Const(1)),
+            (k.i, chunk),
+            (v.i, chunk),
+            (bias.i, chunk & item.bias),
+            (raw.i, item.kind == ItemKind.RAW),
+        )
+        sent = Signal(len(targets))
+        done = Signal(len(targets))
+        for n, (target, wanted) in enumerate(targets):
+            m.d.comb += [
+                target.valid.eq(located.valid & wanted & ~sent[n]),
+                done[n].eq(sent[n] | ~wanted | target.ready),
+            ]
+            with m.If(located.valid):
+                m.d.sync += sent[n].eq(done[n] & ~located.ready)
+        m.d.comb += [
+            located.ready.eq(done.all()),
+            items.i.payload.eq(item),
+            k.i.payload.address.eq(payload.address),
+            k.i.payload.beats.eq(payload.beats + (scaled << 1)),
+            k.i.payload.scaled.eq(scaled),
+            v.i.payload.address.eq(payload.v_address),
+            v.i.payload.beats.eq(payload.beats),
+            bias.i.payload.address.eq(payload.source),
+            bias.i.payload.beats.eq(item.rows),
+            Cat(k.i.payload.tag, v.i.payload.tag).eq(is_narrow(item.format).replicate(2)),
+            Cat(command.i.payload.slot for command in (k, v, bias, raw)).eq(item.slot.replicate(4)),
+            raw.i.payload.source.eq(payload.source),
+            raw.i.payload.rows.eq(item.rows),
+            raw.i.payload.tiles.eq(item.tiles),
+        ]
