@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from m890.firmware.device import Device
 from m890.firmware.errors import (
@@ -20,9 +20,6 @@ from m890.firmware.memory_map import MemoryMap, Scratch
 from m890.firmware.records import pack
 from m890.hdl.commands import COMMAND_BYTES, COMMANDS, COMPLETION_BYTES, Error, Opcode
 from m890.hdl.registers import ADDRESS, COUNTERS, IDENT, VERSION
-
-RECOVERY_RUNS = 1000
-"""Thousands of cycles that `recover` grants to commands in flight."""
 
 
 class Driver:
@@ -95,17 +92,17 @@ class Driver:
 
     def _reset(self) -> None:
         """Empties both rings and programs them."""
-        self.write("CONTROL", 0)
+        self.write("CONTROL", 2)  # answers once nothing is in flight
         self.memory[self._completions_at.start : self._completions_at.end] = 0
         self._write_wide("MEMORY_LIMIT", self.memory.size)
         self._write_wide("RING_BASE", self._ring_at.start)
         self.write("RING_SIZE", self.ring)
         self._write_wide("COMPLETION_BASE", self._completions_at.start)
         self.write("COMPLETION_SIZE", self.completions)
-        self.write("CONTROL", 2)
         self.write("IRQ_STATUS", 3)
         self.write("IRQ_ENABLE", 3)
         self.write("CONTROL", 1)
+        self.check_ring()
         self.submitted = 0
         self.completed = 0
         self._oldest = 0  # every command with a smaller number has completed
@@ -155,7 +152,7 @@ class Driver:
         return tags
 
     def wait(self, tags: int | ArrayLike) -> NDArray:
-        """Completions (COMPLETION_TYPE) of the commands; raises the first one's error that failed."""
+        """Completions (COMPLETION_TYPE) of the commands, or the error of the first that failed."""
         which = np.atleast_1d(np.asarray(tags, np.int64))
         while self._pending[which].any():
             self._advance()
@@ -166,10 +163,14 @@ class Driver:
 
     def wait_all(self) -> None:
         """Waits for every command; raises the error of the first failure that nobody waited for."""
-        while self.completed < self.submitted:
-            self._advance()
+        self.settle()
         if self._failed:
             self._raise(np.array(sorted(self._failed), np.int64))
+
+    def settle(self) -> None:
+        """Waits until no command is in flight; errors stay for those who wait for them."""
+        while self.completed < self.submitted:
+            self._advance()
 
     def _raise(self, tags: NDArray[np.int64]) -> None:
         """Raises the error of the first tag; the others count as reported."""
@@ -187,10 +188,10 @@ class Driver:
             return
         self.device.run(None)
         pending = self.read("IRQ_STATUS")
-        self.write("IRQ_STATUS", pending)
+        self.write("IRQ_STATUS", pending & 1)
         self._poll()
         if pending & 2:
-            raise self._ring_error()
+            self.check_ring()
         if not pending and self.completed == before:
             raise DeviceTimeout(0, f"command {self._oldest}")
 
@@ -220,29 +221,24 @@ class Driver:
         self.scratch.reclaim(self._oldest)
         self.log.completed(found)
 
-    def _ring_error(self) -> RingError:
-        code = self.read("STATUS") >> 8 & 0xFF
-        kind = RING_ERRORS.get(Error(code), RingError)
-        return kind(
-            f"tail {self.read('RING_TAIL')}, head {self.read('RING_HEAD')}, {self.ring} entries"
-        )
-
     def check_ring(self) -> None:
-        """Raises the ring's error, if it has stopped."""
-        if self.read("STATUS") & 2:
-            raise self._ring_error()
+        """Raises the ring's error, if there is one, and clears it."""
+        status = self.read("STATUS")
+        if status & 2:
+            self.write("IRQ_STATUS", 2)
+            code = status >> 8 & 0xFF
+            kind = RING_ERRORS.get(Error(code), RingError)
+            raise kind(
+                f"error {code}, tail {self.read('RING_TAIL')}, head {self.read('RING_HEAD')},"
+                f" {self.ring} entries"
+            )
 
     def recover(self) -> None:
-        """Starts the rings again after a RingError.
+        """Empties the rings and starts them again, after a RingError or a DeviceTimeout.
 
-        Commands in flight are forgotten and counters start at zero; planes, sequences and all
-        other memory stay as they are.
+        Commands that have not started are forgotten and counters start at zero; planes, sequences
+        and all other memory stay as they are.
         """
-        self.write("IRQ_ENABLE", 0)
-        for _ in range(RECOVERY_RUNS):
-            if not self.read("STATUS") & 1:
-                break
-            self.device.run(1000)
         self._reset()
         self.scratch.restart()
 
@@ -271,8 +267,8 @@ class Driver:
             self.scratch.release(address, self.submitted - 1)
         self.scratch.reclaim(self._oldest)
 
-    def view(self, address: int, shape: tuple[int, ...], kind: ArrayLike) -> NDArray:
+    def view(self, address: int, shape: tuple[int, ...], kind: DTypeLike) -> NDArray:
         """Device memory at `address` as an array that shares its bytes."""
-        dtype = np.dtype(kind)  # type: ignore[call-overload]
+        dtype = np.dtype(kind)
         size = int(np.prod(shape)) * dtype.itemsize
         return self.memory[address : address + size].view(dtype).reshape(shape)

@@ -96,18 +96,18 @@ class DeviceTimeout(FirmwareError):
 
 
 class RingError(FirmwareError):
-    """The command ring stopped; `recover()` of the driver starts it again."""
+    """The rings failed: a completion could not be written, say."""
 
-    rule = "the command ring stopped"
+    rule = "the rings stopped: call the driver's recover()"
 
     def __init__(self, detail: str) -> None:
-        super().__init__(f"{self.rule} ({detail}): call the driver's recover()")
+        super().__init__(f"{self.rule} ({detail})")
 
 
 class RingOverrun(RingError):
-    """More commands were announced than the ring has entries."""
+    """More commands were announced than the ring has entries; the device ignored the doorbell."""
 
-    rule = "RING_TAIL ran past the ring's free entries"
+    rule = "RING_TAIL ran past the ring's free entries: submit commands through the driver"
 
 
 class BadRing(RingError):

@@ -1,0 +1,1 @@
+"""Parts of the KV cache: page pool and tree of prefixes."""
