@@ -22,7 +22,7 @@ demo: .venv/.ready  ## play tool-calling agents on the simulated hardware
 
 test: .venv/.ready-dev  ## lint, check types and run every test
 	@echo "ruff and pyright ..."
-	@$(BIN)/ruff check -q
+	@$(BIN)/ruff check -q --output-format concise
 	@$(BIN)/pyright
 	@$(PYTEST) $(PYTEST_ARGS)
 
