@@ -4,7 +4,7 @@ from amaranth.hdl import C, Cat, Module, Signal, Value
 from amaranth.lib import data
 
 from m890.hdl.numerics.formats import CODINGS, SIG_BITS, WIDE_SIG_BITS, Coding, Format
-from m890.hdl.numerics.pipeline import shift_left_to_top
+from m890.hdl.numerics.pipeline import bundle, shift_left_to_top
 from m890.hdl.numerics.types import Element, Wide
 
 NAN_SIG = 1 << SIG_BITS - 1
@@ -13,7 +13,7 @@ NAN_SIG = 1 << SIG_BITS - 1
 
 def decode(m: Module, raw: Value, format: Value, *, name: str = "element") -> data.View:
     """The element that `raw` (16 bits) is in `format` (a Format code; others decode as BF16)."""
-    o = Signal(Element, name=name)
+    o = bundle(Element, name=name)
     with m.Switch(format):
         for code, coding in CODINGS.items():
             if code != Format.BF16:
@@ -26,7 +26,7 @@ def decode(m: Module, raw: Value, format: Value, *, name: str = "element") -> da
 
 def decode16(m: Module, raw: Value, is_fp16: Value, *, name: str = "element") -> data.View:
     """The element of a query: FP16 or BF16."""
-    o = Signal(Element, name=name)
+    o = bundle(Element, name=name)
     with m.If(is_fp16):
         _decode(m, o, raw, CODINGS[Format.FP16])
     with m.Else():
@@ -63,7 +63,7 @@ def bias_to_wide(
     Subnormals are exact. +Inf and NaN are NaN; so is -Inf, whose token the mask removes.
     """
     element = decode16(m, raw, is_fp16, name=f"{name}_element")
-    o = Signal(Wide, name=name)
+    o = bundle(Wide, name=name)
     masks = Signal(name=f"{name}_masks")
     sig, shift = shift_left_to_top(element.sig, (8, 4, 2, 1))
     with m.If(element.nan):

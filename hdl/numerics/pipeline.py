@@ -22,6 +22,11 @@ def delay(m: Module, value: Any, cycles: int, *, name: str = "late", reset: bool
     return value
 
 
+def bundle(shape: ShapeLike, *, name: str) -> Any:
+    """A signal of a struct's shape, typed so that its fields are known to exist."""
+    return Signal(shape, name=name)
+
+
 def register(m: Module, value: Any, shape: ShapeLike | None = None, *, name: str) -> Any:
     """`value` one cycle later, cut or extended to `shape` where one is given."""
     late = Signal(value.shape() if shape is None else shape, name=name, reset_less=True)

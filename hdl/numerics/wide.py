@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from m890.hdl.numerics.formats import WIDE_EXP_BITS, WIDE_SIG_BITS
 from m890.hdl.numerics.pipeline import (
+    bundle,
     nearest_even,
     register,
     shift_left_to_top,
@@ -24,7 +25,7 @@ def pack_wide(
     Bit 23 or 24 of `sig` is set, or it is zero. NaN and zero get their canonical fields.
     Combinational.
     """
-    o = Signal(Wide, name=name)
+    o = bundle(Wide, name=name)
     carry = sig[WIDE_SIG_BITS]
     live = (carry | sig[WIDE_SIG_BITS - 1]) & ~Value.cast(nan)
     with m.If(live):
@@ -40,7 +41,7 @@ def pack_wide(
 
 def fp32_to_wide(m: Module, value: Value, *, name: str = "wide") -> data.View:
     """FP32 bits as a wide float: subnormals are zero, Inf and NaN are NaN. Combinational."""
-    o = Signal(Wide, name=name)
+    o = bundle(Wide, name=name)
     exponent = value[23:31]
     with m.If(exponent.all()):
         m.d.comb += o.nan.eq(1)

@@ -6,7 +6,8 @@ one is slow, literal, and shares nothing with it or with the RTL but the tables.
 
 from fractions import Fraction
 
-from m890.hdl.numerics.formats import CODINGS, Format
+from m890.hdl.numerics import tables
+from m890.hdl.numerics.formats import CODINGS, Format, OutputFormat
 from m890.hdl.numerics.types import Element, Operand, Wide
 from m890.testbench.hdl.numerics.pipelines import bits_of
 
@@ -131,3 +132,83 @@ def operand_bits(x: Number) -> int:
         return 0
     exp = exponent_of(x)
     return bits_of(Operand, sig=int(abs(x) * power(10 - exp)), exp=exp, sign=x < 0)
+
+
+def floor_log(x: Fraction, fraction_bits: int) -> int:
+    return (x * (1 << fraction_bits)).__floor__()
+
+
+def exp2(s: Number) -> tuple[Number, str]:
+    """p before it is packed, and the status bit it sets."""
+    if s is None:
+        return None, "invalid"
+    t = floor_log(s, 16)
+    limit = 3840 << 16
+    if t < -limit:
+        return Fraction(0), "underflow"
+    n, f = min(t, limit - 1) >> 16, min(t, limit - 1) & 0xFFFF
+    i, r = f >> 10, f & 0x3FF
+    m = tables.EXP2_BASE[i] + (tables.EXP2_SLOPE[i] * r >> 10)
+    return to_bits(m * power(n - 17), 11), "overflow" if t >= limit else ""
+
+
+def soft_cap(s: Number, cap: int, inverse: int) -> Number:
+    """c tanh(s / c), not yet rounded to a wide float."""
+    c, i = fp32_number(cap), fp32_number(inverse)
+    if s is None or c is None or i is None:
+        return None
+    x = to_bits(s * i, 24)
+    u = min(floor_log(abs(x), 20), (8 << 20) - 1)
+    k, r = u >> 16, u & 0xFFFF
+    t = (
+        tables.TANH_C0[k]
+        + (tables.TANH_C1[k] * r >> 16)
+        + (tables.TANH_C2[k] * (r * r >> 16) >> 16)
+    )
+    t = max(0, min(t, 1 << 22))
+    return (-1 if x < 0 else 1) * t * power(-22) * c
+
+
+def reciprocal(l: Fraction) -> tuple[int, int]:  # noqa: E741
+    """y1 and l's exponent."""
+    exp = exponent_of(l)
+    sig = int(l * power(23 - exp))
+    y0 = tables.RECIPROCAL[sig >> 15 & 255]
+    return y0 * ((1 << 35) - y0 * sig >> 14) >> 9, exp
+
+
+def to_float(x: Fraction, exp_bits: int, man_bits: int, *, negative: bool) -> int:
+    """IEEE bits of x, RNE, gradual underflow, overflow to Inf."""
+    sign = negative << exp_bits + man_bits
+    bias = (1 << exp_bits - 1) - 1
+    least = 1 - bias
+    unit = power(max(exponent_of(x) if x else least, least) - man_bits)
+    magnitude = abs(nearest_even(x, unit))
+    if magnitude >= power(bias + 1):
+        return sign | ((1 << exp_bits) - 1) << man_bits
+    if magnitude < power(least):
+        return sign | int(magnitude * power(man_bits - least))
+    exp = exponent_of(magnitude)
+    return sign | exp + bias << man_bits | int(magnitude * power(man_bits - exp)) - (1 << man_bits)
+
+
+OUTPUTS = {OutputFormat.BF16: (8, 7), OutputFormat.FP16: (5, 10), OutputFormat.FP32: (8, 23)}
+
+
+def normalise(o: Number, l: Number, format: OutputFormat) -> int:  # noqa: E741
+    """The stored output feature."""
+    exp_bits, man_bits = OUTPUTS.get(format, (8, 23))
+    if l == 0:
+        return 0
+    if o is None or l is None:
+        return ((1 << exp_bits + 1) - 1) << man_bits - 1
+    if not o:
+        return 0
+    y1, exp = reciprocal(abs(l))
+    if format == OutputFormat.RAW:
+        x = o * power(-exp)
+        if abs(x) < power(-126):
+            return 0
+    else:
+        x = o * y1 * power(-22 - exp)
+    return to_float(x, exp_bits, man_bits, negative=o < 0)
