@@ -41,9 +41,7 @@ class Wide:
         return Wide(np.zeros(shape, np.float32), np.zeros(shape, np.int32))
 
     @staticmethod
-    def from_fields(
-        sign: np.ndarray, sig: np.ndarray, exp: np.ndarray, nan: np.ndarray
-    ) -> "Wide":
+    def from_fields(sign: np.ndarray, sig: np.ndarray, exp: np.ndarray, nan: np.ndarray) -> "Wide":
         """From the fields of `m890.hdl.numerics.types.Wide`, `sig` an integer of 24 bits."""
         value = np.ldexp(np.where(sign, -1.0, 1.0) * np.asarray(sig), -23).astype(np.float32)
         value = np.where(nan, np.float32(np.nan), value)
