@@ -97,7 +97,7 @@ def item_layout(config: CoreConfig) -> data.StructLayout:
     """What the sequencer needs of a chunk, a stored state or a job's end.
 
     CHUNK: tokens base_token ... base_token + lanes - 1; those in [start, end) are the segment's.
-    END: `error` (commands.Error) and, unless it is OK, `index` of the segment concerned.
+    END: `error` (commands.Error) and `index` of the segment concerned (0 if there is no error).
     """
     return data.StructLayout(
         {

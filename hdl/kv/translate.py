@@ -156,9 +156,7 @@ class Translator(wiring.Component):
             located.source.eq(entry.source),
         ]
         with m.If(item.kind == ItemKind.END):
-            m.d.comb += located.item.error.eq(error)
-            with m.If(error != Error.OK):
-                m.d.comb += located.item.index.eq(error_index)
+            m.d.comb += [located.item.error.eq(error), located.item.index.eq(error_index)]
 
         with m.FSM(name="locate"):
             with m.State("WAIT"):
@@ -222,4 +220,4 @@ class Translator(wiring.Component):
                     m.d.comb += pending.o.ready.eq(1)
                     m.next = "WAIT"
                     with m.If(item.kind == ItemKind.END):
-                        m.d.sync += error.eq(Error.OK)
+                        m.d.sync += [error.eq(Error.OK), error_index.eq(0)]

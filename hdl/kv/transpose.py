@@ -33,7 +33,7 @@ class Transposer(wiring.Component):
         i : stream of element beats. o : stream of element beats `data`, with `first` and `last`
             of the tile.
     Latency
-        lanes + 4 cycles from a tile's first beat in to its first beat out.
+        lanes + 3 cycles from a tile's first beat in to its first beat out.
     Throughput
         One beat per cycle in and out; a tile leaves while the next one comes.
     Backpressure
@@ -54,6 +54,10 @@ class Transposer(wiring.Component):
                 "o": Out(stream.Signature(shape)),
             }
         )
+
+    @property
+    def latency(self) -> int:
+        return self.config.lanes + 3
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
