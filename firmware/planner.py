@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from m890.firmware.errors import ShapeError
 from m890.firmware.records import pack
-from m890.hdl.commands import DRAFT_BITS, ROW, ROW_BYTES, SEGMENT, SEGMENT_BYTES, SegmentKind
-from m890.hdl.config import CoreConfig
+from m890.hdl.commands import ROW, ROW_BYTES, SEGMENT, SEGMENT_BYTES, SegmentKind
+from m890.hdl.config import DRAFT_BITS, CoreConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,18 @@ class Segment:
     row_mask: int
 
 
+@dataclass
+class Reads:
+    """KV tokens read for a sequence, in whole chunks, per plane.
+
+    passed: its share of what passes (a common segment counts by rows); alone: what would pass if
+    it had the core for itself.
+    """
+
+    passed: float = 0.0
+    alone: int = 0
+
+
 @dataclass(frozen=True)
 class Plan:
     """Jobs of one step, rows of all jobs one after another.
@@ -58,8 +70,7 @@ class Plan:
     first: NDArray[np.int64]
     rows: NDArray[np.int64]
     segments: tuple[tuple[Segment, ...], ...]
-    streamed: int  # KV tokens that pass, over all jobs
-    unshared: int  # KV tokens that would pass if every sequence read its own context alone
+    reads: dict[int, "Reads"]  # by sequence
 
     @property
     def jobs(self) -> int:
@@ -137,14 +148,13 @@ def plan(
     """
     _check(requests)
     units = _units(config, requests, group)
-    lengths = [r.start + r.count for r in requests]
     order = sorted(range(len(requests)), key=lambda i: tuple(requests[i].pages))
     ordered = [u for i in order for u in units[i]]
     jobs = _cut(config, requests, ordered, share)
     rows_of: list[int] = []
     segments: list[tuple[Segment, ...]] = []
     token, head, position, draft = [], [], [], []
-    streamed = 0
+    reads = {r.sequence: Reads(0.0, _alone(config, r, group)) for r in requests}
     for job in jobs:
         masks: dict[int, int] = {}
         ends: dict[int, int] = {}
@@ -164,7 +174,11 @@ def plan(
         rows_of.append(row)
         passing = _segments(config, requests, masks, ends)
         segments.append(tuple(passing))
-        streamed += sum(s.end - s.start for s in passing)
+        for segment in passing:
+            tokens = _chunked(config, segment.start, segment.end) / segment.row_mask.bit_count()
+            for number, mask in masks.items():
+                share_of = (mask & segment.row_mask).bit_count()
+                reads[requests[number].sequence].passed += tokens * share_of
     rows = np.array(rows_of, np.int64)
     return Plan(
         np.array(token, np.int64),
@@ -174,8 +188,7 @@ def plan(
         np.cumsum(rows) - rows,
         rows,
         tuple(segments),
-        streamed,
-        _unshared(config, requests, group, lengths),
+        reads,
     )
 
 
@@ -320,17 +333,21 @@ def _segments(
     return out
 
 
-def _unshared(
-    config: CoreConfig, requests: Sequence[Request], group: int, lengths: Sequence[int]
-) -> int:
-    """KV tokens that pass if each sequence is alone: its rows in as few jobs as there can be."""
-    total = 0
-    for request, length in zip(requests, lengths, strict=True):
-        per_job = max(1, config.rows // group)
-        parts = -(-group // config.rows)
-        if request.draft is not None:
-            total += parts * -(-request.count // per_job) * length
-            continue
-        for first in range(0, request.count, per_job):
-            total += parts * (request.start + min(first + per_job, request.count))
-    return total
+def _chunked(config: CoreConfig, start: int, end: int) -> int:
+    """Tokens of the chunks that hold [start, end)."""
+    lanes = config.lanes
+    return (-(-end // lanes) - start // lanes) * lanes
+
+
+def _alone(config: CoreConfig, request: Request, group: int) -> int:
+    """Tokens read if the request is alone on the core, its rows in as few jobs as there can be."""
+    per_job = max(1, config.rows // group)
+    parts = -(-group // config.rows)
+    end = request.start + request.count
+    if request.draft is not None:
+        passes = parts * -(-request.count // per_job)
+        return passes * (_chunked(config, 0, request.start) + _chunked(config, request.start, end))
+    return parts * sum(
+        _chunked(config, 0, min(first + per_job, end))
+        for first in range(request.start, end, per_job)
+    )
