@@ -6,7 +6,7 @@
 
 The design states what must hold with `Assert(condition, "message")`, what its surroundings promise
 with `Assume(condition)`, and may use free inputs: the members of its signature, the signals in
-`ports`, or `AnySeq(n)` / `AnyConst(n)` from `amaranth.hdl._ast`. The messages name the assertions.
+`ports`, or `AnySeq(n)` / `AnyConst(n)` from `amaranth.asserts`. The messages name the assertions.
 """
 
 import os
