@@ -33,6 +33,7 @@ class Outcome:
     calls: tuple[str, ...]
     text: str
     generated: int
+    margin: float
 
     @property
     def solved(self) -> bool:
@@ -92,6 +93,7 @@ def solve_tasks(
                 calls=tuple(session.calls),
                 text=session.text,
                 generated=session.generated,
+                margin=session.margin,
             )
             for task, session in zip(group, sessions, strict=True)
         ]
@@ -132,6 +134,11 @@ def main() -> None:
     outcomes = solve_tasks(decoder, lambda: ReferenceBackend(decoder.config), groups)
     for name, (solved, total) in accuracy(outcomes).items():
         print(f"{name:20} {solved:5} of {total:5}  {100 * solved / total:6.2f} %")
+    margins = sorted(outcome.margin for outcome in outcomes)
+    low, middle = margins[len(margins) // 100], margins[len(margins) // 2]
+    print(
+        f"smallest logit gap of a task: least {margins[0]:.3f}, 1 % {low:.3f}, median {middle:.2f}"
+    )
     print(f"{time.monotonic() - begin:.1f} s")
     for outcome in [o for o in outcomes if not o.solved][: options.show]:
         print(f"\nexpected {outcome.task.answer}, error {outcome.error}\n{outcome.text}")

@@ -62,7 +62,8 @@ class Session:
 
     ``branches`` above 1 forks the agent after its request: branch 0 is greedy, the others sample at
     ``temperature``, and the answers are put to the vote. ``text`` is the transcript so far,
-    ``calls`` lists the tools called, ``generated`` counts the model's own tokens.
+    ``calls`` lists the tools called, ``generated`` counts the model's own tokens, ``margin`` is the
+    smallest gap between the best two logits so far.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Session:
         self.text = str(Message(REQUEST, request))
         self.calls: list[str] = []
         self.generated = 0
+        self.margin = float("inf")
         self.answer: str | None = None
         self.error: Exception | None = None
         self.children: list[Session] = []
@@ -126,6 +128,8 @@ class Session:
 
     def sample(self, logits: Floats) -> int:
         """Choose the next token from logits [vocabulary]: the best, or by temperature."""
+        second, first = np.partition(logits, -2)[-2:]
+        self.margin = min(self.margin, float(first - second))
         if self.temperature <= 0.0:
             return int(np.argmax(logits))
         scaled = (logits - logits.max()) / self.temperature
@@ -209,7 +213,7 @@ class Session:
             return True
         self.answer = votes.most_common(1)[0][0]
         winner = next(child for child in self.children if child.answer == self.answer)
-        self.text, self.calls = winner.text, winner.calls
+        self.text, self.calls, self.margin = winner.text, winner.calls, winner.margin
         self.generated = sum(child.generated for child in self.children)
         self.state = State.DONE
         return True

@@ -60,20 +60,25 @@ def _value(rng: random.Random, low: int, high: int, held: bool) -> int:
             return value
 
 
-def _names(rng: random.Random, count: int, held: Sequence[str] | None, used: set[str]) -> list[str]:
-    """Draw ``count`` new names: from the word list ``held``, or random letters where it is None."""
+def random_names(rng: random.Random, count: int, used: set[str] | None = None) -> list[str]:
+    """``count`` different names of random letters, none of them a held-out word or in ``used``."""
+    taken = set() if used is None else used
     names: list[str] = []
     while len(names) < count:
-        if held is not None:
-            name = rng.choice(held)
-        else:
-            shape = rng.choice(_SHAPES)
-            name = "".join(rng.choice(_VOWELS if c == "v" else _CONSONANTS) for c in shape)
-            if name in HELD_WORDS:
-                continue
-        if name not in used:
-            used.add(name)
+        shape = rng.choice(_SHAPES)
+        name = "".join(rng.choice(_VOWELS if c == "v" else _CONSONANTS) for c in shape)
+        if name not in taken and name not in HELD_WORDS:
+            taken.add(name)
             names.append(name)
+    return names
+
+
+def _names(rng: random.Random, count: int, words: Sequence[str], used: set[str]) -> list[str]:
+    """Draw ``count`` new names: from ``words``, or of random letters where there are none."""
+    if not words:
+        return random_names(rng, count, used)
+    names = rng.sample([word for word in words if word not in used], count)
+    used.update(names)
     return names
 
 
@@ -114,9 +119,9 @@ class World:
 def make_world(rng: random.Random, held: bool, items: int = 10, people: int = 8) -> World:
     """Draw a world with ``items`` prices and ``people`` towns and clients."""
     used: set[str] = {name for names in ALIASES.values() for name in names} | set(CLAUSES)
-    goods = _names(rng, items, ITEMS if held else None, used)
-    towns = _names(rng, people, TOWNS if held else None, used)
-    clients = _names(rng, people, CLIENTS if held else None, used)
+    goods = _names(rng, items, ITEMS if held else (), used)
+    towns = _names(rng, people, TOWNS if held else (), used)
+    clients = _names(rng, people, CLIENTS if held else (), used)
     notes: list[str] = []
     fees: dict[str, int] = {}
     cards: dict[str, str] = {}
