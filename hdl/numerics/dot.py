@@ -1,6 +1,6 @@
 """Fused dot product of one beat: exact products, aligned to the largest, summed, rounded once."""
 
-from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import C, Cat, Module, Mux, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -144,7 +144,7 @@ def _maximum(values: list[Value]) -> Value:
     return values[0]
 
 
-def _round(m: Module, total: Value, lanes: int, *, exp: Value, nan: Value) -> Signal:
+def _round(m: Module, total: Value, lanes: int, *, exp: Value, nan: Value) -> data.View:
     """total x 2^(exp - DOT_FRACTION_BITS) as a wide float, after three registers."""
     bits = ALIGNED_BITS + lanes.bit_length() - 1
     sign = register(m, total[-1], name="total_sign")

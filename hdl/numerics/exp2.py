@@ -132,7 +132,8 @@ class ScaleP(wiring.Component):
 
     Function
         o = p x |scale|, rounded RNE to 11 bits. A subnormal scale counts as zero, an Inf or NaN
-        scale gives NaN; but p = 0 stays zero whatever its scale is: a masked token has no effect.
+        scale gives NaN; a factor of zero gives zero whatever the other one is, so that a masked
+        token has no effect.
     Members
         p : In(Operand). Normalised, zero or NaN.
         scale : In(16). BF16 bits.
@@ -158,21 +159,21 @@ class ScaleP(wiring.Component):
         product = register(m, self.p.sig * used, name="product")
         exp = register(m, self.p.exp + exponent - 127, signed(WIDE_EXP_BITS), name="exp")
         sign = register(m, self.p.sign, name="sign")
-        nan = register(m, self.p.nan | (self.p.sig.any() & exponent.all()), name="nan")
+        nan = register(m, self.p.nan | exponent.all(), name="nan")
 
         top = len(product) - 1
         normal = Mux(product[top], product, (product << 1)[: top + 1])
         rounded = nearest_even(normal, top + 1 - SIG_BITS)
         carry = rounded[SIG_BITS]
-        with m.If(nan):
+        with m.If(~product.any()):
+            m.d.sync += self.o.eq(0)
+        with m.Elif(nan):
             m.d.sync += [self.o.eq(0), self.o.sig.eq(NAN_SIG), self.o.nan.eq(1)]
-        with m.Elif(product.any()):
+        with m.Else():
             m.d.sync += [
                 self.o.sig.eq(Cat(rounded[: SIG_BITS - 1], 1)),
                 self.o.exp.eq(exp + product[top] + carry),
                 self.o.sign.eq(sign),
                 self.o.nan.eq(0),
             ]
-        with m.Else():
-            m.d.sync += self.o.eq(0)
         return m

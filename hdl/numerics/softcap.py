@@ -1,11 +1,11 @@
 """Soft cap of a score: c tanh(s / c), by table."""
 
-from amaranth.hdl import C, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.numerics.formats import WIDE_SIG_BITS
-from m890.hdl.numerics.pipeline import delay, lookup, register, shift_left_to_top
+from m890.hdl.numerics.pipeline import bundle, delay, lookup, register, shift_left_to_top
 from m890.hdl.numerics.tables import (
     TANH_C0,
     TANH_C1,
@@ -27,12 +27,21 @@ def _signed_bits(table: tuple[int, ...]) -> int:
     return max(max(table).bit_length(), (-min(table) - 1).bit_length()) + 1
 
 
+def _normal(m: Module, value: Value, name: str) -> data.View:
+    """FP32 bits as a wide float; anything but a normal number is zero."""
+    wide = fp32_to_wide(m, value, name=name)
+    normal = bundle(Wide, name=f"{name}_normal")
+    m.d.comb += normal.eq(Mux(wide.nan, 0, wide.as_value()))
+    return normal
+
+
 class SoftCap(wiring.Component):
     """Soft cap of a score.
 
     Function
         docs/numerics.md, "Score", step 2: o = c tanh(s / c), through a table of 128 parabolas over
-        |s / c| < 8. With `enable` low o = s, `latency` cycles later too.
+        |s / c| < 8. With `enable` low, or c not a normal number, o = s, `latency` cycles later too.
+        A 1 / c that is not normal counts as zero.
     Members
         s : In(Wide). The score.
         cap, inverse : In(32). c and 1 / c as FP32.
@@ -65,7 +74,7 @@ class SoftCap(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.argument = argument = MulWide()
-        m.d.comb += [argument.a.eq(self.s), argument.b.eq(fp32_to_wide(m, self.inverse, name="b"))]
+        m.d.comb += [argument.a.eq(self.s), argument.b.eq(_normal(m, self.inverse, "b"))]
         x = argument.o
 
         distance = LARGEST_EXP - x.exp
@@ -109,8 +118,10 @@ class SoftCap(wiring.Component):
         m.d.comb += [
             tanh.sign.eq(delay(m, sign, 8, name="sign")),
             tanh.nan.eq(delay(m, nan, 8, name="nan")),
-            product.b.eq(fp32_to_wide(m, delay(m, self.cap, 10, name="cap_late"), name="c")),
+            product.b.eq(_normal(m, delay(m, self.cap, 10, name="cap_late"), "c")),
         ]
-        late = delay(m, Cat(self.s.as_value(), self.enable), self.latency, name="s_late")
+        exponent = self.cap[23:31]
+        used = self.enable & exponent.any() & ~exponent.all()
+        late = delay(m, Cat(self.s.as_value(), used), self.latency, name="s_late")
         m.d.comb += self.o.eq(Mux(late[-1], product.o.as_value(), late[:-1]))
         return m

@@ -4,7 +4,7 @@ from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.numerics.formats import WIDE_EXP_BITS, WIDE_SIG_BITS
+from m890.hdl.numerics.formats import RAW_EXP_LIMIT, WIDE_EXP_BITS, WIDE_SIG_BITS
 from m890.hdl.numerics.pipeline import (
     bundle,
     nearest_even,
@@ -52,6 +52,32 @@ def fp32_to_wide(m: Module, value: Value, *, name: str = "wide") -> data.View:
             o.sign.eq(value[31]),
         ]
     return o
+
+
+def raw_to_wide(
+    m: Module, exponent: Value, value: Value, *, name: str = "raw"
+) -> tuple[data.View, Signal, Signal]:
+    """A stored value of a raw state, FP32 `value` x 2^`exponent` (32 bits), as a wide float.
+
+    Returns it with its OVERFLOW (it is NaN then) and UNDERFLOW (zero) flags. Combinational.
+    """
+    plain = fp32_to_wide(m, value, name=f"{name}_fp32")
+    exp = Signal(signed(34), name=f"{name}_exp")
+    live = plain.sig[WIDE_SIG_BITS - 1]
+    over, under = Signal(name=f"{name}_overflow"), Signal(name=f"{name}_underflow")
+    o = bundle(Wide, name=name)
+    m.d.comb += [
+        exp.eq(exponent.as_signed() + plain.exp),
+        over.eq(live & (exp > RAW_EXP_LIMIT)),
+        under.eq(live & (exp < -RAW_EXP_LIMIT)),
+    ]
+    with m.If(over):
+        m.d.comb += o.nan.eq(1)
+    with m.Elif(~under):
+        m.d.comb += o.eq(plain)
+        with m.If(live):
+            m.d.comb += o.exp.eq(exp)
+    return o, over, under
 
 
 class ScaleWide(wiring.Component):

@@ -1,6 +1,6 @@
 """Runs a fixed-latency unit: one operand per cycle, results `latency` cycles later."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from amaranth.hdl import Module, Value
@@ -29,7 +29,7 @@ def fields_of(layout: Any, word: int) -> dict[str, int]:
 
 
 def run_pipeline(
-    dut: wiring.Component, inputs: dict[str, Sequence[int]], outputs: Sequence[str], latency: int
+    dut: wiring.Component, inputs: Mapping[str, Sequence[int]], outputs: Sequence[str], latency: int
 ) -> dict[str, list[int]]:
     """Raw bits of `outputs` for each operand of `inputs`, streamed without a gap.
 
@@ -65,6 +65,7 @@ def _as_shape(port: Value, value: int) -> int:
 class Registered(wiring.Component):
     """A combinational function of `inputs` with a register behind it, so that it runs as a unit."""
 
+    o: Any
     latency = 1
 
     def __init__(self, inputs: dict[str, Any], output: Any, function: Callable[..., Any]) -> None:

@@ -154,9 +154,9 @@ def exp2(s: Number) -> tuple[Number, str]:
 
 def soft_cap(s: Number, cap: int, inverse: int) -> Number:
     """c tanh(s / c), not yet rounded to a wide float."""
-    c, i = fp32_number(cap), fp32_number(inverse)
-    if s is None or c is None or i is None:
-        return None
+    c, i = (fp32_number(x) or Fraction(0) for x in (cap, inverse))
+    if s is None or not c:
+        return s
     x = to_bits(s * i, 24)
     u = min(floor_log(abs(x), 20), (8 << 20) - 1)
     k, r = u >> 16, u & 0xFFFF

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from m890.hdl.numerics.dot import DotProduct
-from m890.hdl.numerics.types import Element, Operand
-from m890.testbench.hdl.numerics import numbers
+from m890.hdl.numerics.types import Element, Operand, Wide
+from m890.sim.golden.dot import dot
+from m890.testbench.hdl.numerics import golden, numbers
 from m890.testbench.hdl.numerics import reference as ref
 from m890.testbench.hdl.numerics.pipelines import bits_of, run_pipeline
 
@@ -44,6 +45,9 @@ def test_dot(rng: np.random.Generator, lanes: int) -> None:
         ["o"],
         dut.latency,
     )["o"]
+    want = dot(golden.elements([x for a, _ in beats for x in a]).reshaped((-1, lanes)),
+               golden.elements([x for _, b in beats for x in b]).reshaped((-1, lanes)))  # fmt: skip
+    assert got == golden.bits(Wide, want)
     for (a, b), o in zip(beats, got, strict=True):
         want = ref.wide_bits(ref.dot(a, b))
         assert o == want, f"{a}\n{b}\n{o:#x}, not {want:#x}"

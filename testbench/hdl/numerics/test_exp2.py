@@ -1,10 +1,13 @@
 """exp2 of scores and the V scale of p, against exact rationals."""
 
+from fractions import Fraction
+
 import numpy as np
 
 from m890.hdl.numerics.exp2 import Exp2, ScaleP
 from m890.hdl.numerics.types import Operand, Wide
-from m890.testbench.hdl.numerics import numbers
+from m890.sim.golden import score
+from m890.testbench.hdl.numerics import golden, numbers
 from m890.testbench.hdl.numerics import reference as ref
 from m890.testbench.hdl.numerics.pipelines import bits_of, fields_of, run_pipeline
 
@@ -27,10 +30,14 @@ def test_exp2(rng: np.random.Generator) -> None:
     scores = _scores(rng)
     dut = Exp2()
     got = run_pipeline(dut, {"s": [bits_of(Wide, **s) for s in scores]}, ["p", *FLAGS], dut.latency)
-    for n, score in enumerate(scores):
-        p, status = ref.exp2(ref.wide_number(score))
-        assert got["p"][n] == ref.operand_bits(p), f"{score}: {fields_of(Operand, got['p'][n])}"
-        assert {f: got[f][n] for f in FLAGS} == {f: f == status for f in FLAGS}, f"{score}"
+    want = score.exp2(golden.wides(scores).to_float64())
+    assert got["p"] == golden.bits(Operand, want.p)
+    for flag in FLAGS:
+        assert got[flag] == list(getattr(want, flag))
+    for n, s in enumerate(scores):
+        p, status = ref.exp2(ref.wide_number(s))
+        assert got["p"][n] == ref.operand_bits(p), f"{s}: {fields_of(Operand, got['p'][n])}"
+        assert {f: got[f][n] for f in FLAGS} == {f: f == status for f in FLAGS}, f"{s}"
 
 
 def test_scale_p(rng: np.random.Generator) -> None:
@@ -47,8 +54,9 @@ def test_scale_p(rng: np.random.Generator) -> None:
     got = run_pipeline(
         dut, {"p": [bits_of(Operand, **p) for p in ps], "scale": scales}, ["o"], dut.latency
     )["o"]
+    assert got == golden.bits(Operand, score.scale_p(golden.elements(ps), np.array(scales)))
     for p, scale, o in zip(ps, scales, got, strict=True):
         number = None if p["nan"] else p["sig"] * ref.power(p["exp"] - 10)
-        # A masked token has p = 0, and its scale may be anything.
-        want = ref.multiply(number, ref.scale_number(scale)) if number != 0 else number
+        factor = ref.scale_number(scale)
+        want = Fraction(0) if number == 0 or factor == 0 else ref.multiply(number, factor)
         assert o == ref.operand_bits(want), f"{p} x {scale:#06x} = {fields_of(Operand, o)}"

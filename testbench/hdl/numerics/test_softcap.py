@@ -4,7 +4,8 @@ import numpy as np
 
 from m890.hdl.numerics.softcap import SoftCap
 from m890.hdl.numerics.types import Wide
-from m890.testbench.hdl.numerics import numbers
+from m890.sim.golden import score
+from m890.testbench.hdl.numerics import golden, numbers
 from m890.testbench.hdl.numerics import reference as ref
 from m890.testbench.hdl.numerics.pipelines import bits_of, run_pipeline
 
@@ -25,8 +26,8 @@ def test_softcap(rng: np.random.Generator) -> None:
             enables.append(int(rng.integers(8) > 0))
     for _ in range(200):  # malformed numbers: subnormal, Inf, NaN, any
         scores.append(numbers.wide(rng))
-        caps.append(int(rng.choice([0, 1, 0x7F800000, 0x7FC00000, rng.integers(1 << 32)])))
-        inverses.append(int(rng.choice([0, 1, 0x7F800000, rng.integers(1 << 32)])))
+        caps.append(int(rng.choice([0, 1, 0x7F800000, 0x7FC00000, int(rng.integers(1 << 32))])))
+        inverses.append(int(rng.choice([0, 1, 0x7F800000, int(rng.integers(1 << 32))])))
         enables.append(1)
     dut = SoftCap()
     got = run_pipeline(
@@ -40,6 +41,13 @@ def test_softcap(rng: np.random.Generator) -> None:
         ["o"],
         dut.latency,
     )["o"]
+    values = golden.wides(scores).to_float64()
+    floats = [np.array(x, np.uint32).view(np.float32) for x in (caps, inverses)]
+    capped = [
+        score.soft_cap(np.array([v]), c, i)[0] if e else v
+        for v, c, i, e in zip(values, *floats, enables, strict=True)
+    ]
+    assert got == golden.scores(np.array(capped))
     for s, cap, inverse, enable, o in zip(scores, caps, inverses, enables, got, strict=True):
         number = ref.wide_number(s)
         want = ref.wide_bits(ref.soft_cap(number, cap, inverse) if enable else number)

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from amaranth.hdl import Cat, Module, Value
 
 from m890.hdl.numerics.types import Wide
-from m890.hdl.numerics.wide import MulWide, ScaleWide, WideAdd, fp32_to_wide
-from m890.testbench.hdl.numerics import numbers
+from m890.hdl.numerics.wide import MulWide, ScaleWide, WideAdd, fp32_to_wide, raw_to_wide
+from m890.sim.golden import output, score, wide
+from m890.testbench.hdl.numerics import golden, numbers
 from m890.testbench.hdl.numerics import reference as ref
 from m890.testbench.hdl.numerics.pipelines import Registered, bits_of, run_pipeline
 
@@ -35,6 +37,9 @@ def test_add(rng: np.random.Generator) -> None:
         ["o"],
         dut.latency,
     )["o"]
+    assert got == golden.bits(
+        Wide, wide.add(golden.wides([a for a, _ in pairs]), golden.wides([b for _, b in pairs]))
+    )
     for (a, b), o in zip(pairs, got, strict=True):
         want = ref.wide_bits(ref.add(ref.wide_number(a), ref.wide_number(b)))
         assert o == want, f"{a} + {b} = {o:#x}, not {want:#x}"
@@ -63,6 +68,8 @@ def test_scale(rng: np.random.Generator) -> None:
         ["o"],
         dut.latency,
     )["o"]
+    values = golden.wides([a for a, _ in pairs]).to_float64()
+    assert got == golden.scores(score.scale(values, np.array([s for _, s in pairs])))
     for (a, scale), o in zip(pairs, got, strict=True):
         want = ref.wide_bits(ref.multiply(ref.wide_number(a), ref.scale_number(scale)))
         assert o == want, f"{a} x {scale:#06x} = {o:#x}, not {want:#x}"
@@ -77,6 +84,28 @@ def test_from_fp32(rng: np.random.Generator) -> None:
     got = run_pipeline(dut, {"value": values}, ["o"], dut.latency)["o"]
     for value, o in zip(values, got, strict=True):
         assert o == ref.wide_bits(ref.fp32_number(value)), f"{value:#010x}"
+
+
+def test_from_raw(rng: np.random.Generator) -> None:
+    """Stored states: both limits, exponents of 32 bits, every kind of FP32."""
+
+    def function(m: Module, exponent: Value, value: Value) -> Value:
+        o, over, under = raw_to_wide(m, exponent, value)
+        return Cat(o.as_value(), over, under)
+
+    exponents, values = [], []
+    for near in (0, 4000, -4000, 1 << 30, -(1 << 30), (1 << 31) - 200, 200 - (1 << 31)):
+        for _ in range(200):
+            exponents.append(near + int(rng.integers(-140, 140)))
+            kind = int(rng.choice([0, 1, 254, 255, int(rng.integers(256)), 127]))
+            values.append(int(rng.integers(2)) << 31 | kind << 23 | int(rng.integers(1 << 23)))
+    dut = Registered({"exponent": 32, "value": 32}, 41, function)
+    raw = [e & 0xFFFFFFFF for e in exponents]
+    got = run_pipeline(dut, {"exponent": raw, "value": values}, ["o"], dut.latency)["o"]
+    stored = np.array(values, np.uint32).view(np.float32)
+    want, over, under = output.read_raw(np.array(exponents, np.int64), stored)
+    for n, bits in enumerate(golden.bits(Wide, want)):
+        assert got[n] == bits | int(over[n]) << 39 | int(under[n]) << 40, f"{exponents[n]}"
 
 
 @pytest.mark.parametrize("unit", [WideAdd, MulWide, ScaleWide])

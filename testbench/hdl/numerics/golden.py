@@ -1,0 +1,40 @@
+"""Between the fields of RTL structs and the arrays of the golden model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from m890.hdl.numerics.types import Wide
+from m890.sim.golden import wide
+from m890.sim.golden.elements import Elements
+from m890.testbench.hdl.numerics.pipelines import bits_of
+
+_NAMES = ("sign", "sig", "exp", "nan")
+
+
+def _columns(numbers: Sequence[dict]) -> list[np.ndarray]:
+    return [np.array([x[name] for x in numbers], np.int64) for name in _NAMES]
+
+
+def wides(numbers: Sequence[dict]) -> wide.Wide:
+    """Wide floats of the golden model from fields."""
+    return wide.Wide.from_fields(*_columns(numbers))
+
+
+def elements(numbers: Sequence[dict]) -> Elements:
+    """Operands or elements of the golden model from fields."""
+    return Elements.from_fields(*_columns(numbers))
+
+
+def bits(layout: type, array: wide.Wide | Elements) -> list[int]:
+    """The RTL's bits of an array of the golden model; zeros have exponent 0."""
+    columns = [np.asarray(c).ravel() for c in array.fields()]
+    return [
+        bits_of(layout, **{n: int(v) for n, v in zip(_NAMES, row, strict=True)})
+        for row in zip(*columns, strict=True)
+    ]
+
+
+def scores(values: np.ndarray) -> list[int]:
+    """The RTL's bits of float64 scores."""
+    return bits(Wide, wide.rounded(values, 0))
