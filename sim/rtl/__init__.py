@@ -1,0 +1,1 @@
+"""The native device: Verilated RTL with its memory in one process."""

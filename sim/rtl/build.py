@@ -1,0 +1,217 @@
+"""Builds the native simulator: Verilog -> Verilator -> shared library, kept by content hash.
+
+A build is found again by the hash of everything that went into it: Verilog, harness, options,
+Verilator's version, compiler. Verilator's own runtime is compiled once per compiler.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from m890.hdl.verilog import VerilogDesign
+from m890.sim import toolchain
+
+HARNESS = Path(__file__).resolve().parent / "harness"
+LIBRARY = "device.so"
+OPTIMISE = "-O2"
+"""For code that runs every cycle; what runs once is compiled with -O0."""
+VERILATE = (
+    "--cc", "--prefix", "Vcore", "--no-timing", "-O3", "--x-assign", "fast", "--x-initial", "unique",
+    "--output-split", "5000", "-Wno-fatal", "-Wno-lint", "-Wno-style",
+)  # fmt: skip
+RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
+RUNTIME_TRACE = ("verilated_fst_c.cpp",)
+
+
+class BuildError(RuntimeError):
+    """Verilator or the compiler refused; the message has their first words."""
+
+
+@dataclass
+class Build:
+    """A library that is ready, and what it took."""
+
+    library: Path
+    cached: bool
+    seconds: dict[str, float] = field(default_factory=dict)  # verilate, compile
+    peak_memory: int = 0  # KiB, of the largest process
+
+
+def build(
+    design: VerilogDesign,
+    *,
+    trace: bool = False,
+    optimise: str = OPTIMISE,
+    verilate: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
+) -> Build:
+    """The shared library of a design, from the cache where it is there.
+
+    `trace` compiles waves in. Several processes may build the same design at once: each works in
+    its own folder, and the first to finish is kept. Raises `BuildError` and `ToolMissing`.
+    """
+    compiler = _Compiler(optimise)
+    options = [*VERILATE, *verilate, *(["--trace-fst", "--trace-structs"] if trace else [])]
+    parts = [design.text, *(p.read_text() for p in sorted(HARNESS.iterdir())), repr(options)]
+    key = _hash(*parts, compiler.identity, str(trace))
+    folder = toolchain.cache_folder() / "builds" / f"{design.name}-{design.config.name}-{key}"
+    if (folder / LIBRARY).exists():
+        return Build(folder / LIBRARY, True)
+    say = say or _say
+    say(f"building the {design.config.name} simulator{' with waves' if trace else ''} (once) ...")
+    started = time.perf_counter()
+    with _workspace(folder) as work:
+        source = work / f"{design.name}.v"
+        source.write_text(design.text)
+        program = toolchain.find_verilator().require()
+        _run(
+            [str(program), *options, "--top-module", design.name, "--Mdir", str(work), str(source)]
+        )
+        verilated = time.perf_counter()
+        runtime = _runtime(compiler, trace)
+        generated = sorted(work.glob("Vcore*.cpp"))
+        shutil.copytree(HARNESS, work, dirs_exist_ok=True)
+        jobs = [(p, "-O0" if "__Slow" in p.name else optimise) for p in generated]
+        jobs.append((work / "harness.cpp", optimise))
+        flags = _flags(trace)
+        objects = compiler.compile_all(jobs, work, [f"-I{work}", *flags], say)
+        _run([compiler.program, "-shared", "-o", str(work / LIBRARY), *map(str, objects),
+              *map(str, runtime), "-lpthread"])  # fmt: skip
+        compiled = time.perf_counter()
+        for path in (*work.glob("*.o"), *work.glob("*.cpp"), *work.glob("*.h")):
+            path.unlink()
+    say(f"built in {compiled - started:.1f} s, kept in {folder}")
+    seconds = {"verilate": verilated - started, "compile": compiled - verilated}
+    return Build(folder / LIBRARY, False, seconds, compiler.peak_memory)
+
+
+def _flags(trace: bool) -> list[str]:
+    root = toolchain.verilator_root()
+    include = [f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}"]
+    define = ["-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVL_NO_LEGACY",
+              f"-DVM_TRACE={int(trace)}", f"-DVM_TRACE_FST={int(trace)}", "-DVM_TRACE_VCD=0",
+              "-DVM_TRACE_SAIF=0"]  # fmt: skip
+    fst = [f"-I{toolchain.FST_LIBRARIES / 'include'}"] if trace else []
+    return [*include, *define, *fst]
+
+
+class _Compiler:
+    """Runs the C++ compiler on many files at once and watches its memory."""
+
+    def __init__(self, optimise: str) -> None:
+        self.program = str(toolchain.find_cxx().require())
+        self.flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-semantic-interposition",
+                      "-w", "-faligned-new", "-pthread"]  # fmt: skip
+        version = _output([self.program, "--version"]).splitlines()[0]
+        verilator = toolchain.find_verilator()
+        verilator.require()
+        self.identity = repr((version, self.flags, optimise, verilator.version))
+        self.optimise = optimise
+        self.peak_memory = 0
+
+    def compile_all(
+        self,
+        jobs: Sequence[tuple[Path, str]],
+        work: Path,
+        flags: Sequence[str],
+        say: Callable[[str], None],
+    ) -> list[Path]:
+        """Object files of all sources; the largest come first, so that no core waits at the end."""
+        order = sorted(jobs, key=lambda job: -job[0].stat().st_size * (job[1] != "-O0"))
+        done, told = 0, time.perf_counter()
+
+        def compile_one(job: tuple[Path, str]) -> Path:
+            nonlocal done, told
+            source, optimise = job
+            target = work / f"{source.stem}.o"
+            command = [self.program, "-c", optimise, *self.flags, *flags, str(source)]
+            self.peak_memory = max(self.peak_memory, _run([*command, "-o", str(target)]))
+            done += 1
+            if time.perf_counter() - told > 5:
+                told = time.perf_counter()
+                say(f"compiling: {done} of {len(jobs)} files")
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return list(pool.map(compile_one, order))
+
+
+def _runtime(compiler: _Compiler, trace: bool) -> list[Path]:
+    """Verilator's runtime as object files, compiled once."""
+    folder = toolchain.cache_folder() / "runtime" / _hash(compiler.identity, str(trace))
+    names = [*RUNTIME, *(RUNTIME_TRACE if trace else ())]
+    if not folder.exists():
+        with _workspace(folder) as work:
+            include = toolchain.verilator_root() / "include"
+            sources = [(include / name, compiler.optimise) for name in names]
+            compiler.compile_all(sources, work, _flags(trace), _say)
+    return [folder / f"{Path(name).stem}.o" for name in names]
+
+
+class _workspace:
+    """A temporary folder that becomes `target` in one step, unless somebody else was faster."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __enter__(self) -> Path:
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._work = Path(tempfile.mkdtemp(prefix=".building-", dir=self._target.parent))
+        return self._work
+
+    def __exit__(self, kind: object, value: object, trace: object) -> None:
+        if kind is None:
+            try:
+                os.replace(self._work, self._target)
+                return
+            except OSError:
+                pass  # the same build was finished by another process in the meantime
+        shutil.rmtree(self._work, ignore_errors=True)
+
+
+def _run(command: Sequence[str]) -> int:
+    """Runs a tool; returns its peak memory in KiB."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=toolchain.verilator_env()
+        )
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            text = log.read()
+            lines = [
+                x for x in text.splitlines() if re.search(r"(?i)error", x)
+            ] or text.splitlines()
+            words = " ".join(lines[:3])
+            raise BuildError(f"{Path(command[0]).name} failed: {words}")
+    return usage.ru_maxrss
+
+
+def _output(command: Sequence[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _hash(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part.encode())
+    return digest.hexdigest()[:20]
+
+
+def _say(text: str) -> None:
+    print(f"m890: {text}", file=sys.stderr, flush=True)

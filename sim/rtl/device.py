@@ -1,0 +1,226 @@
+"""The native device: the Verilated core and its memory in this process."""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m890.firmware.errors import DeviceTimeout, FirmwareError
+from m890.hdl.config import CoreConfig
+from m890.hdl.registers import ADDRESS, COUNTERS
+from m890.hdl.verilog import VerilogDesign
+from m890.sim.rtl.build import build
+from m890.sim.rtl.cache import core_design
+
+PAGE = 4096
+"""Memory is whole pages of the host, aligned, so that bursts never leave it half way."""
+PATIENCE = 200_000
+"""Cycles without any movement at the memory port after which a wait is hopeless."""
+FOREVER = 1 << 62
+_REASONS = ("cycles", "interrupt", "stuck", "breach")
+
+
+class BusError(FirmwareError):
+    """A register access that the core refused or never answered."""
+
+
+class ProtocolError(FirmwareError):
+    """The core broke a rule of AXI4 at its memory port."""
+
+
+class _Parameters(ctypes.Structure):
+    """As harness.cpp declares it."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in ("latency", "bandwidth", "stall", "seed", "error_start", "error_end", "check")
+    ]
+
+
+class RtlDevice:
+    """The core's RTL, Verilated, with a memory of fixed latency and bandwidth.
+
+    Function
+        Implements `m890.firmware.device.Device`. `memory` is shared with the simulation: no copy.
+    Parameters
+        config : of the core. design : other Verilog with the core's ports, for tests.
+        memory_bytes : size of the memory, a multiple of 4 KiB.
+        latency : cycles from a burst's address to its first beat, and from its last beat to its
+            answer. bandwidth : bytes per cycle of both directions together; None: no limit.
+        stall : probability that a channel pauses in a cycle. seed : of stalls and of the random
+            words in registers and memories at start.
+        errors : byte range whose accesses the memory answers with an error.
+        waves : True for a simulator that can record waves (a few per cent slower).
+        check : hold the core to the rules of AXI4.
+    """
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        *,
+        memory_bytes: int = 64 << 20,
+        latency: int = 100,
+        bandwidth: float | None = None,
+        stall: float = 0.0,
+        seed: int = 0,
+        errors: tuple[int, int] = (0, 0),
+        waves: bool = False,
+        check: bool = True,
+        design: VerilogDesign | None = None,
+        patience: int = PATIENCE,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        if memory_bytes <= 0 or memory_bytes % PAGE:
+            raise ValueError(f"memory_bytes must be a multiple of {PAGE}, not {memory_bytes}")
+        if latency < 1:
+            raise ValueError(f"latency must be 1 or more cycles, not {latency}")
+        if not 0 <= stall < 1:
+            raise ValueError(f"stall must be a probability below 1, not {stall}")
+        if bandwidth is not None and not 0 < bandwidth <= 2 * config.port_bytes:
+            raise ValueError(
+                f"bandwidth must be up to {2 * config.port_bytes} bytes per cycle, not {bandwidth}"
+            )
+        self._handle: int | None = None
+        self.config = config
+        self.design = design or core_design(config)
+        self.build = build(self.design, trace=waves, say=say)
+        self._library = _load(self.build.library)
+        self.memory: NDArray[np.uint8] = _aligned(memory_bytes)
+        self._patience = patience
+        self._waves = waves
+        parameters = _Parameters(
+            latency=latency,
+            bandwidth=round(256 * (bandwidth or 0)),
+            stall=round(stall * (1 << 32)),
+            seed=seed & (1 << 63) - 1,
+            error_start=errors[0],
+            error_end=errors[1],
+            check=int(check),
+        )
+        self._handle = self._library.m890_create(
+            self.memory.ctypes.data, memory_bytes, ctypes.byref(parameters)
+        )
+
+    @property
+    def cycle(self) -> int:
+        """Cycles since the simulation started, its reset included."""
+        return self._library.m890_cycle(self._open())
+
+    def read(self, address: int) -> int:
+        """The register at a byte address; takes a few cycles."""
+        value = ctypes.c_uint32()
+        code = self._library.m890_read(self._open(), address, ctypes.byref(value))
+        self._answered(code, address)
+        return value.value
+
+    def write(self, address: int, value: int) -> None:
+        """Sets the register at a byte address; takes a few cycles."""
+        self._answered(self._library.m890_write(self._open(), address, value), address)
+
+    def run(self, cycles: int | None = None) -> int:
+        """Let time pass until the interrupt or for `cycles`; None: until the interrupt.
+
+        Returns the cycles that passed. Raises `DeviceTimeout` when nothing moved for long while
+        waiting for the interrupt, `ProtocolError` when the core broke the rules of its port.
+        """
+        reason = ctypes.c_int32()
+        patience = self._patience if cycles is None else FOREVER
+        limit = FOREVER if cycles is None else cycles
+        done = self._library.m890_run(self._open(), limit, patience, ctypes.byref(reason))
+        if _REASONS[reason.value] == "stuck":
+            raise DeviceTimeout(patience, "the interrupt")
+        if _REASONS[reason.value] == "breach":
+            breach = self._library.m890_breach(self._open()).decode()
+            raise ProtocolError(f"in cycle {self.cycle} {breach}: record waves that end there")
+        return done
+
+    def counters(self) -> dict[str, int]:
+        """All 64-bit counters of the core. Reading them takes cycles too."""
+        values = {}
+        for name in COUNTERS:  # the upper word is latched when the lower one is read
+            low = self.read(ADDRESS[f"{name}_LO"])
+            values[name] = low | self.read(ADDRESS[f"{name}_HI"]) << 32
+        return values
+
+    def start_waves(self, path: str | Path) -> None:
+        """Record every signal into an FST file from now on. One nanosecond is one cycle."""
+        if not self._waves:
+            raise ValueError("this device records no waves: make it with waves=True")
+        if self._library.m890_waves_start(self._open(), str(path).encode()):
+            raise OSError(None, "cannot be written", str(path))
+
+    def stop_waves(self) -> None:
+        """End the recording; the file is complete."""
+        self._library.m890_waves_stop(self._open())
+
+    @contextmanager
+    def waves(self, path: str | Path) -> Iterator[None]:
+        """Record waves while the block runs."""
+        self.start_waves(path)
+        try:
+            yield
+        finally:
+            self.stop_waves()
+
+    def close(self) -> None:
+        """Ends the simulation and the recording; safe to call twice."""
+        if self._handle is not None:
+            self._library.m890_destroy(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> "RtlDevice":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+    def _open(self) -> int:
+        if self._handle is None:
+            raise ValueError("the device is closed")
+        return self._handle
+
+    def _answered(self, code: int, address: int) -> None:
+        if code < 0:
+            raise BusError(f"register {address:#x} never answered: look at the waves")
+        if code:
+            raise BusError(f"register {address:#x} answered with bus error {code}")
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    block = np.zeros(size + PAGE, np.uint8)
+    start = -block.ctypes.data % PAGE
+    return block[start : start + size]
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    handle, word, long = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
+    signed = ctypes.c_int32
+    for name, result, *arguments in (
+        ("create", handle, handle, long, ctypes.POINTER(_Parameters)),
+        ("destroy", None, handle),
+        ("run", long, handle, long, long, ctypes.POINTER(signed)),
+        ("write", signed, handle, word, word),
+        ("read", signed, handle, word, ctypes.POINTER(word)),
+        ("cycle", long, handle),
+        ("breach", ctypes.c_char_p, handle),
+        ("waves_start", signed, handle, ctypes.c_char_p),
+        ("waves_stop", None, handle),
+        ("waves_flush", None, handle),
+    ):
+        function = getattr(library, f"m890_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library

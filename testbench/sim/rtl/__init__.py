@@ -1,0 +1,1 @@
+"""Tests of the native device and of the waves."""
