@@ -26,10 +26,10 @@ def append(
     value = decode_float(rows, source_format)
     if not CODINGS[format].scaled:
         codes, beyond = _plain(format, rows, source_format, value)
-        return codes, None, (beyond | special).any(-1)
+        return codes, None, np.any(beyond | special, -1)
     exp, man = _scale(format, element)
     scale = (exp + 127 << 7 | man).astype(np.uint16)
-    return _scaled(format, value, exp, man), scale, special.any(-1)
+    return _scaled(format, value, exp, man), scale, np.any(special, -1)
 
 
 def _plain(

@@ -192,11 +192,11 @@ class _State:
         for at in range(0, tokens, step):
             k = decode(part.k[:, at : at + step], self.job.format)
             k = k.reshaped((k.shape[0], 1, k.shape[1], tiles, lanes)).rearranged((3, 4, 0, 1, 2))
+            here = s[:, :, at : at + step]
             for tile in range(tiles):
                 sums = beats(self.query[tile], k[tile], 0)
                 x = sums.sig().astype(np.float64) * power64(sums.exp)
-                total = x if tile == 0 else round24(total + x)
-            s[:, :, at : at + step] = total
+                here[...] = x if tile == 0 else round24(here + x)
         return s
 
     def _note(self, power: score.Power, visible: np.ndarray) -> None:

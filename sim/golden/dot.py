@@ -1,8 +1,9 @@
 """The fused dot product: exact products, aligned to the beat's largest exponent, rounded once.
 
-`beats` computes many dot products at once: operands [..., lanes, ...], reduced over one axis. Where
-all exponents are moderate, products and alignment are plain float32 arithmetic, which is exact there:
-22-bit products, powers of two, and the conversion to int32 truncates towards zero as the RTL does.
+`beats` computes many dot products at once: operands [..., lanes, ...], reduced over one axis. It is
+all float32 arithmetic, and all exact: products have 22 bits, alignment multiplies by powers of two,
+and the conversion to int32 truncates towards zero as the RTL does. Where all exponents are
+moderate, they are applied to the operands (fewer passes); elsewhere to the products.
 """
 
 from dataclasses import dataclass
@@ -18,17 +19,17 @@ _REACH = 100  # exponents of operands and products up to which float32 holds eve
 
 @dataclass(frozen=True)
 class Sums:
-    """Dot products before rounding: total * 2^exp (int32 each), and where they are NaN (or None)."""
+    """Dot products before rounding: total * 2^exp, int32 each; nan marks NaN (None: no NaN)."""
 
     total: np.ndarray
     exp: np.ndarray
     nan: np.ndarray | None
 
     def sig(self) -> np.ndarray:
-        """The totals rounded RNE to 24 bits, as float32: with `exp` a wide float, not normalised."""
+        """The totals rounded RNE to 24 bits: float32, with `exp` a wide float not normalised."""
         sig = self.total.astype(np.float32)
         if self.nan is not None:
-            sig[self.nan] = np.nan
+            sig = np.where(self.nan, np.float32(np.nan), sig)
         return sig
 
     def wide(self) -> Wide:

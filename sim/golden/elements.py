@@ -2,7 +2,7 @@
 
 An element is `sig * 2^exp` with sig a signed float32 of 11 bits, |sig| < 2 (the RTL's integer `sig`
 is |sig| * 1024). Zeros have the exponent INACTIVE, so that they never win the largest exponent.
-A NaN has sig 1 and exp 0 and is marked in `nan`, which is None where an array has no NaN at all.
+A NaN has sig +-1 and exp 0 and is marked in `nan`, which is None where an array has no NaN at all.
 """
 
 from dataclasses import dataclass
@@ -83,7 +83,8 @@ def _table(format: Format) -> tuple[np.ndarray, np.ndarray, bool]:
             nan &= fraction == (1 << coding.man_bits) - 1
         sig = np.where(code >> (coding.bits - 1), -sig, sig)
     exp = np.where(sig == 0, INACTIVE, np.where(nan, 0, exp))
-    return np.where(nan, np.nan, sig).astype(np.float32), exp.astype(np.int16), bool(nan.any())
+    sig = np.where(nan, np.copysign(np.nan, sig), sig)
+    return sig.astype(np.float32), exp.astype(np.int16), bool(nan.any())
 
 
 def decode(codes: np.ndarray, format: Format) -> Elements:
@@ -96,7 +97,7 @@ def decode(codes: np.ndarray, format: Format) -> Elements:
         marked = np.isnan(sig)
         if marked.any():
             nan = marked
-            sig[marked] = 1
+            sig[marked] = np.copysign(np.float32(1), sig[marked])
     return Elements(sig, exps.take(index), nan)
 
 

@@ -1,4 +1,4 @@
-"""The end of a job: l folded to one sum, the output divided by it and rounded once, or raw states."""
+"""The end of a job: l folded to one sum, O divided by it and rounded once, or a raw state."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Wide floats in numpy: 24-bit significands with exponents of their own.
 
-A wide float is a pair of arrays: `sig` float32 (0, NaN or +-[1, 2): 24 bits exactly) and `exp` int32;
-its value is sig * 2^exp. Two facts make it exact and fast:
+A wide float is a pair of arrays: `sig` float32 (0, NaN or +-[1, 2): 24 bits exactly) and `exp`
+int32; its value is sig * 2^exp. Two facts make it exact and fast:
 
 - A sum or product of two 24-bit significands, computed in float64 and then rounded to float32, is
   rounded correctly: 53 >= 2 * 24 + 2 bits, so rounding twice is harmless.
