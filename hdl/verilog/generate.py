@@ -2,11 +2,12 @@
 
 import inspect
 import re
-from typing import Protocol, cast
+from importlib import import_module
+from typing import Any, Protocol, cast
 
-from amaranth.back import rtlil
+from amaranth.back import rtlil  # type: ignore[attr-defined]
 from amaranth.hdl import Fragment, Module, Signal, Value, ValueCastable
-from amaranth.hdl._ir import Design, PortDirection
+from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 
 from m890.hdl.config import CoreConfig
@@ -39,9 +40,8 @@ def generate(
     here, once, and its Verilog is part of the text.
     """
     if component is None:
-        from m890.hdl.core import Core  # the core is large: only whoever asks for it waits
-
-        component = Core(config)
+        core = import_module("m890.hdl.core")  # large: only whoever asks for it waits
+        component = cast(wiring.Component, core.Core(config))
     name = name or f"{prefix}_core"
     modules, origins = _elaborate(component, name)
     external: list[str] = []
@@ -106,7 +106,8 @@ def _elaborate(
         if isinstance(value, Signal):
             value.name = port  # one name for the port and its signal
         ports[port] = (cast(Value, value), direction)
-    design = cast(Design, Fragment.get(component, None).prepare(ports=ports, hierarchy=(name,)))
+    fragment = Fragment.get(component, None)
+    design = cast(Any, fragment.prepare(ports=ports, hierarchy=(name,)))
     origins: dict[str, object] = {}
     states: dict[str, dict[str, list[str]]] = {}
     for fragment, info in design.fragments.items():

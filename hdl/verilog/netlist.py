@@ -266,8 +266,8 @@ def name_ports(modules: list[Netlist], keep: set[str]) -> None:
         new[module.name] = names
     for module in modules:
         for item in module.instances:
-            if names := new.get(item.type):
-                item.lines = [_reconnected(line, names) for line in item.lines]
+            ports = new.get(item.type, {})
+            item.lines = [_reconnected(line, ports) for line in item.lines]
 
 
 def drop_unread(module: Netlist) -> None:

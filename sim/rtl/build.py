@@ -25,7 +25,8 @@ LIBRARY = "device.so"
 OPTIMISE = "-O2"
 """For code that runs every cycle; what runs once is compiled with -O0."""
 VERILATE = (
-    "--cc", "--prefix", "Vcore", "--no-timing", "-O3", "--x-assign", "fast", "--x-initial", "unique",
+    "--cc", "--prefix", "Vcore", "--no-timing", "-O3",
+    "--x-assign", "fast", "--x-initial", "unique",
     "--output-split", "5000", "-Wno-fatal", "-Wno-lint", "-Wno-style",
 )  # fmt: skip
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")

@@ -4,6 +4,8 @@ It copies `beats` port beats from one address to another, inverting the bits tha
 one beat at a time, and raises its interrupt when it is done.
 """
 
+from typing import Any
+
 from amaranth.hdl import Cat, ClockSignal, Instance, Module, ResetSignal, Signal, unsigned
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
@@ -50,8 +52,8 @@ class Flip(wiring.Component):
 class StandIn(wiring.Component):
     """A copy engine behind the core's ports; `external` makes the flips a module of their own."""
 
-    axi: wiring.PureInterface
-    csr: wiring.PureInterface
+    axi: Any
+    csr: Any
     irq: Signal
 
     def __init__(self, config: CoreConfig, *, external: bool = False) -> None:
@@ -73,8 +75,8 @@ class StandIn(wiring.Component):
         failed = Signal()
         start = Signal()
         buffer = Signal(config.port_bits)
-        tag = Signal(data.StructLayout({"kind": Kind, "beat": 8}))
-        number = Signal(Wide)
+        tag: Any = Signal(data.StructLayout({"kind": Kind, "beat": 8}))
+        number: Any = Signal(Wide)
         m.d.comb += [tag.kind.eq(Kind.FIRST), tag.beat.eq(done)]
         m.d.sync += [number.sig.eq(1 << 23), number.exp.eq(done)]
 
