@@ -1,0 +1,92 @@
+"""Control bundles that the array's control sends to every row; each names its pipeline stage.
+
+The row is data only: all addresses, enables and selects arrive from outside, each in the cycle in
+which the row needs it. Stage names are those of `m890.hdl.attention.row.RowTiming`.
+"""
+
+from amaranth.lib import data
+
+from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
+from m890.hdl.numerics.types import Element, Wide
+
+
+def bits(values: int) -> int:
+    """Width of an index into `values` things."""
+    return max(1, (values - 1).bit_length())
+
+
+class RowBundles:
+    """Layouts of the row's ports for one configuration."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        lanes, words = config.lanes, config.max_head // config.drain_lanes
+        lane, row = bits(lanes), bits(config.rows)
+        layout = data.StructLayout
+        self.setup = layout(
+            {"valid": 1, "slot": 1, "position": TOKEN_BITS, "draft": DRAFT_BITS, "sink": Wide}
+        )
+        """A row's parameters for the job in `slot`."""
+        self.query = layout(
+            {"valid": 1, "slot": 1, "tile": bits(config.max_tiles),
+             "elements": data.ArrayLayout(Element, lanes)}
+        )  # fmt: skip
+        """One tile of the row's query."""
+        self.bias_write = layout({"valid": 1, "slot": 1, "data": config.port_bits})
+        """Biases of one chunk: `lanes` 16-bit floats."""
+        self.operand = layout(
+            {"q_enable": 1, "p_enable": 1, "q_address": bits(2 * config.max_tiles),
+             "p_address": bits(config.p_depth)}
+        )  # fmt: skip
+        """Stage operand: which query tile or p vector becomes the stationary operand."""
+        self.elements = data.ArrayLayout(Element, lanes)
+        """Stage elements: the beat."""
+        self.accumulate_read = layout(
+            {"k": 1, "v": 1, "index": lane, "set": 1, "word": bits(words)}
+        )
+        """Stage dot - 1: score or accumulator to read."""
+        self.accumulate_add = layout(
+            {"v": 1, "first": 1, "set": 1, "lane": bits(config.drain_lanes), "raw": 1,
+             "raw_value": Wide}
+        )  # fmt: skip
+        """Stage dot: what is added. `raw`: `raw_value` takes the dot product's place."""
+        self.accumulate_write = layout(
+            {"k": 1, "v": 1, "index": lane, "set": 1, "word": bits(words),
+             "lane": bits(config.drain_lanes), "raw": 1, "row": row}
+        )  # fmt: skip
+        """Stage sum: where the sum goes. `raw`: to row `row` only."""
+        self.score = layout({"kscale": 16})
+        """Stage sum, last tile: the token's K scale."""
+        self.cap = layout({"enable": 1, "cap": 32, "inverse": 32})
+        """Stage scaled: soft cap of the job (FP32)."""
+        self.bias_read = layout({"enable": 1, "slot": 1})
+        """Stage capped - 1: load the chunk's biases."""
+        self.bias_use = layout({"enable": 1, "lane": lane, "fp16": 1})
+        """Stage capped: the token's lane."""
+        self.mask = layout(
+            {"slot": 1, "in_range": 1, "causal": 1, "window": 1, "below_sinks": 1, "draft": 1,
+             "draft_in_range": 1, "draft_index": bits(DRAFT_BITS), "token": TOKEN_BITS,
+             "token_window": TOKEN_BITS + 1}
+        )  # fmt: skip
+        """Stage biased - 1: the token's position; token_window = token + window."""
+        self.exp = layout({"valid": 1, "sink": 1, "slot": 1})
+        """Stage biased: a score is valid; `sink`: the row's sink logit takes its place."""
+        self.l_read = layout({"enable": 1, "bank": 1, "a": 3, "b": 3})
+        """Stage p - 1: partial sums of l to read."""
+        self.l_add = layout(
+            {"first": 1, "fold": 1, "raw": 1, "raw_value": Wide, "capture": 1, "slot": 1}
+        )
+        """Stage p: l[a] (or 0 if first) + p, + l[b] (fold) or + raw_value (raw); capture l[a]."""
+        self.l_write = layout({"enable": 1, "bank": 1, "index": 3, "raw": 1, "row": row})
+        """Stage p + add: where the partial sum goes."""
+        self.value_scale = layout({"vscale": 16})
+        """Stage p: the token's V scale."""
+        self.p_write = layout({"enable": 1, "slot": bits(config.p_depth), "lane": lane})
+        """Stage pv: where in the p buffer it goes."""
+        self.drain = layout({"enable": 1, "set": 1, "word": bits(words)})
+        """Any cycle: accumulators to read; they show on `o_word` in the next cycle."""
+        self.see = layout(
+            {"slot": 1, "causal": 1, "window": 1, "draft": 1, "below_sinks": 1,
+             "t_low": TOKEN_BITS, "t_high_window": TOKEN_BITS + 1,
+             "draft_bits": DRAFT_BITS}
+        )  # fmt: skip
+        """Could the row see a token of t_low ... t_high? Answer in the next cycle on `seen`."""

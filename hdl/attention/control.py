@@ -1,0 +1,431 @@
+"""Control of the row array: delays a beat's tag to every stage and tells the rows what to do."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.enum import Enum
+from amaranth.lib.wiring import In, Out
+
+from m890.hdl.attention.bundles import RowBundles, bits
+from m890.hdl.attention.row import RowTiming
+from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
+from m890.hdl.kv.items import COUNT_BITS, scale_layout
+from m890.hdl.memory.queue import Queue
+from m890.hdl.numerics.pipeline import delay
+from m890.hdl.numerics.types import Wide
+
+BF16_ONE = 0x3F80
+
+
+class ControlBundles(RowBundles):
+    """The row's bundles, and those between sequencer, raw adder and array control."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        super().__init__(config)
+        lane, sub = bits(config.lanes), bits(config.drain_lanes)
+        word = bits(config.max_head // config.drain_lanes)
+        p_slot = bits(config.p_depth)
+        self.tag = data.StructLayout(
+            {
+                "k": 1,  # a K beat: one token's tile
+                "v": 1,  # a V beat: one feature of `lanes` tokens
+                "sink": 1,  # no beat: the rows' sink logits enter l
+                "slot": 1,  # of the job, for all of the above
+                "load": 1,  # first beat of a tile: load the stationary operand
+                "q_address": bits(2 * config.max_tiles),
+                "p_address": p_slot,  # V: its p vector; K: where its p will go
+                "index": lane,  # K: token in the chunk
+                "word": word,  # V: feature // drain_lanes
+                "lane": sub,  # V: feature % drain_lanes
+                "first": 1,  # K: first tile; V: first chunk of the job
+                "last": 1,  # K: last tile
+                "l_first": 1,  # K, sink: this addend starts its partial sum
+                "scaled": 1,  # K: the chunk has scales
+                "bias": 1,
+                "bias_slot": 1,
+                "end": 1,  # beside anything: the job's scores have all been sent
+                "end_slot": 1,
+                "end_fold": 1,  # ... and all eight partial sums are in use
+                "o_end": 1,  # beside anything: the job's V beats have all been sent
+                "o_end_slot": 1,
+            }
+        )
+        """What the sequencer says of a cycle; it walks down the pipeline with the beat."""
+        self.context = data.StructLayout(
+            {
+                "slot": 1,
+                "base": TOKEN_BITS,
+                "start": TOKEN_BITS,
+                "end": TOKEN_BITS,
+                "draft": 1,
+                "row_mask": config.rows,
+            }
+        )
+        """A chunk's place, waiting for its scores."""
+        self.params = data.StructLayout(
+            {
+                "causal": 1, "sink": 1, "query_format": 1, "window": TOKEN_BITS, "sinks": TOKEN_BITS, "softcap": 32,
+                "softcap_inverse": 32, "rows": COUNT_BITS, "tiles": COUNT_BITS,
+            }
+        )  # fmt: skip
+        """What the array keeps of a job, per slot."""
+        self.raw_l = data.StructLayout(
+            {"valid": 1, "slot": 1, "row": bits(config.rows), "first": 1, "value": Wide}
+        )
+        """Add `value` to partial sum 0 of l of a row."""
+        self.raw_o = data.StructLayout(
+            {"valid": 1, "slot": 1, "row": bits(config.rows), "first": 1, "word": word,
+             "lane": sub, "value": Wide}
+        )  # fmt: skip
+        """Add `value` to an accumulator of a row."""
+
+
+class FoldState(Enum):
+    IDLE = 0
+    WAIT = 1
+    ISSUE = 2
+
+
+class FoldL(wiring.Component):
+    """Folds the eight partial sums of l into one, in cycles that no score needs, then captures it.
+
+    Function
+        (0,4) (1,5) (2,6) (3,7), then (0,2) (1,3), then (0,1); each group waits for the one before.
+    Members
+        start, slot, fold : In. A job's last score has been read at stage p - 1; fold = 0: only
+            capture. busy_slot : In. A score uses the l adder in this cycle.
+        issue, a, b, capture, bank : Out. An operation for stage p - 1.
+        done, done_slot : Out. One pulse: l is captured.
+    Latency
+        3 (WideAdd latency + 2) + 9 cycles, and those that scores take.
+    """
+
+    start: Signal
+    slot: Signal
+    fold: Signal
+    busy_slot: Signal
+    issue: Signal
+    a: Signal
+    b: Signal
+    capture: Signal
+    bank: Signal
+    done: Signal
+    done_slot: Signal
+
+    PAIRS = ((0, 4), (1, 5), (2, 6), (3, 7), (0, 2), (1, 3), (0, 1))
+    GROUP_ENDS = (3, 5, 6)
+
+    def __init__(self, add_latency: int) -> None:
+        self._wait = add_latency + 2
+        super().__init__(
+            {
+                "start": In(1), "slot": In(1), "fold": In(1), "busy_slot": In(1),
+                "issue": Out(1), "a": Out(3), "b": Out(3), "capture": Out(1), "bank": Out(1),
+                "done": Out(1), "done_slot": Out(1),
+            }
+        )  # fmt: skip
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        state = Signal(FoldState)
+        step = Signal(range(len(self.PAIRS) + 1))
+        wait = Signal(range(self._wait + 1))
+        m.d.comb += self.done_slot.eq(self.bank)
+        with m.Switch(step):
+            for n, (a, b) in enumerate(self.PAIRS):
+                with m.Case(n):
+                    m.d.comb += [self.a.eq(a), self.b.eq(b)]
+            with m.Default():
+                m.d.comb += self.capture.eq(1)
+        with m.Switch(state):
+            with m.Case(FoldState.IDLE):
+                with m.If(self.start):
+                    m.d.sync += [
+                        self.bank.eq(self.slot),
+                        step.eq(Mux(self.fold, 0, len(self.PAIRS))),
+                        wait.eq(self._wait),
+                        state.eq(FoldState.WAIT),
+                    ]
+            with m.Case(FoldState.WAIT):
+                m.d.sync += wait.eq(wait - 1)
+                with m.If(wait == 1):
+                    m.d.sync += state.eq(FoldState.ISSUE)
+            with m.Case(FoldState.ISSUE):
+                m.d.comb += self.issue.eq(~self.busy_slot)
+                with m.If(self.issue):
+                    m.d.sync += step.eq(step + 1)
+                    with m.Switch(step):
+                        with m.Case(*self.GROUP_ENDS):
+                            m.d.sync += [wait.eq(self._wait), state.eq(FoldState.WAIT)]
+                        with m.Case(len(self.PAIRS)):
+                            m.d.comb += self.done.eq(1)
+                            m.d.sync += state.eq(FoldState.IDLE)
+        return m
+
+
+class ArrayControl(wiring.Component):
+    """Turns one tag per cycle into the rows' bundles, each at its stage.
+
+    Members
+        tag : In. Stage operand. context : In(stream), one per chunk, offered with its first K beat;
+        the queue never fills because a chunk's p slot is reserved first. scale : In(stream), one per
+        scaled chunk, there before its first K beat.
+        params0, params1 : In. The jobs of slots 0 and 1, held while the slot is in use.
+        raw_l, raw_o : In. Additions of stored states, only while the pipeline is quiet.
+        rows_visible : In. Per row, stage biased + 1.
+        p_done : Out. A chunk's p vector is in the buffer. k_end, k_end_slot : Out. A job's scores are
+        all computed: its slot of queries and row parameters is free. l_done, o_done (and slots): Out.
+        l is captured (only then may another `end` follow); the accumulators are final.
+        status_slot, status_rows : Out. Job and used rows of the rows' `status`, stage p + 1.
+        useful_tiles : Out. Tiles of a token that some row sees (0: none), stage biased + 1.
+        The other members are the rows' bundles.
+    Latency
+        `RowTiming`.
+    Backpressure
+        None.
+    """
+
+    def __init__(self, config: CoreConfig) -> None:
+        self.config = config
+        self.timing = RowTiming.of(config)
+        self.bundles = b = ControlBundles(config)
+        outputs = (
+            "operand", "accumulate_read", "accumulate_add", "accumulate_write", "score", "cap",
+            "bias_read", "bias_use", "mask", "exp", "l_read", "l_add", "l_write", "value_scale",
+            "p_write",
+        )  # fmt: skip
+        super().__init__(
+            {
+                "tag": In(b.tag),
+                "context": In(stream.Signature(b.context)),
+                "scale": In(stream.Signature(scale_layout(config))),
+                "params0": In(b.params),
+                "params1": In(b.params),
+                "raw_l": In(b.raw_l),
+                "raw_o": In(b.raw_o),
+                "rows_visible": In(config.rows),
+                **{name: Out(getattr(b, name)) for name in outputs},
+                "row_mask": Out(config.rows),
+                "p_done": Out(1),
+                "k_end": Out(1),
+                "k_end_slot": Out(1),
+                "l_done": Out(1),
+                "l_done_slot": Out(1),
+                "o_done": Out(1),
+                "o_done_slot": Out(1),
+                "useful_tiles": Out(COUNT_BITS),
+                "status_slot": Out(1),
+                "status_rows": Out(config.rows),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        t = self.timing
+        layout = self.bundles.tag
+        tags = [self.tag]
+        for n in range(1, max(t.pv, t.p + 1) + 1):
+            late = Signal(layout, name=f"tag_{n}")
+            m.d.sync += late.eq(tags[-1])
+            tags.append(late)
+        self._tags = tags
+        self._array(m)
+        self._scales(m)
+        self._scores(m)
+        self._l(m)
+        return m
+
+    def _params(self, slot: Signal) -> data.View:
+        both = Mux(slot, self.params1.as_value(), self.params0.as_value())
+        return data.View(self.bundles.params, both)
+
+    def _array(self, m: Module) -> None:
+        t, tags = self.timing, self._tags
+        first = tags[0]
+        m.d.comb += [
+            self.operand.q_enable.eq(first.k & first.load),
+            self.operand.p_enable.eq(first.v & first.load),
+            self.operand.q_address.eq(first.q_address),
+            self.operand.p_address.eq(first.p_address),
+        ]
+        read, raw = tags[t.dot - 1], self.raw_o
+        m.d.comb += [
+            self.accumulate_read.k.eq(read.k),
+            self.accumulate_read.v.eq(read.v | raw.valid),
+            self.accumulate_read.index.eq(read.index),
+            self.accumulate_read.set.eq(Mux(raw.valid, raw.slot, read.slot)),
+            self.accumulate_read.word.eq(Mux(raw.valid, raw.word, read.word)),
+        ]
+        late = delay(m, raw, 1, name="raw_o", reset=True)
+        add = tags[t.dot]
+        m.d.comb += [
+            self.accumulate_add.v.eq(add.v | late.valid),
+            self.accumulate_add.first.eq(Mux(late.valid, late.first, add.first)),
+            self.accumulate_add.set.eq(Mux(late.valid, late.slot, add.slot)),
+            self.accumulate_add.lane.eq(Mux(late.valid, late.lane, add.lane)),
+            self.accumulate_add.raw.eq(late.valid),
+            self.accumulate_add.raw_value.eq(late.value),
+        ]
+        late = delay(m, late, t.add, name="raw_sum", reset=True)
+        total = tags[t.sum]
+        m.d.comb += [
+            self.accumulate_write.k.eq(total.k),
+            self.accumulate_write.v.eq(total.v | late.valid),
+            self.accumulate_write.index.eq(total.index),
+            self.accumulate_write.set.eq(Mux(late.valid, late.slot, total.slot)),
+            self.accumulate_write.word.eq(Mux(late.valid, late.word, total.word)),
+            self.accumulate_write.lane.eq(Mux(late.valid, late.lane, total.lane)),
+            self.accumulate_write.raw.eq(late.valid),
+            self.accumulate_write.row.eq(late.row),
+        ]
+        # The last V beat's sum is written at stage sum, so it can be read from the next cycle on.
+        m.d.sync += [self.o_done.eq(total.o_end), self.o_done_slot.eq(total.o_end_slot)]
+        m.d.comb += [
+            self.p_write.enable.eq(tags[t.pv].k & tags[t.pv].last),
+            self.p_write.slot.eq(tags[t.pv].p_address),
+            self.p_write.lane.eq(tags[t.pv].index),
+        ]
+        m.d.sync += self.p_done.eq(self.p_write.enable & tags[t.pv].index.all())
+
+    def _scales(self, m: Module) -> None:
+        """Per-token scales, picked a cycle before stage sum; V's then waits for p."""
+        t = self.timing
+        pick = self._tags[t.sum - 1]
+        k, v = Signal(16), Signal(16)
+        chosen = self.scale.payload
+        m.d.sync += [k.eq(BF16_ONE), v.eq(BF16_ONE)]
+        with m.If(pick.scaled):
+            m.d.sync += [
+                k.eq(chosen.k[pick.index]),
+                v.eq(chosen.v[pick.index]),
+            ]
+        m.d.comb += [
+            self.scale.ready.eq(pick.k & pick.last & pick.scaled & pick.index.all()),
+            self.score.kscale.eq(k),
+            self.value_scale.vscale.eq(delay(m, v, t.p - t.sum, name="vscale")),
+        ]
+
+    def _scores(self, m: Module) -> None:
+        """Soft cap, bias, mask and validity of scores."""
+        t, tags = self.timing, self._tags
+        params = self._params(tags[t.scaled].slot)
+        m.d.comb += [
+            self.cap.enable.eq(params.softcap != 0),
+            self.cap.cap.eq(params.softcap),
+            self.cap.inverse.eq(params.softcap_inverse),
+        ]
+        read, use = tags[t.capped - 1], tags[t.capped]
+        m.d.comb += [
+            self.bias_read.enable.eq(read.k & read.last & read.bias & (read.index == 0)),
+            self.bias_read.slot.eq(read.bias_slot),
+            self.bias_use.enable.eq(use.k & use.last & use.bias),
+            self.bias_use.lane.eq(use.index),
+            self.bias_use.fp16.eq(self._params(use.slot).query_format),
+        ]
+        exp = tags[t.biased]
+        m.d.comb += [
+            self.exp.valid.eq((exp.k & exp.last) | exp.sink),
+            self.exp.sink.eq(exp.sink),
+            self.exp.slot.eq(exp.slot),
+        ]
+
+        # A chunk's place waits in a queue; its masks are computed over the two stages before use.
+        m.submodules.places = places = Queue(self.bundles.context, self.config.p_depth, sram=False)
+        wiring.connect(m, wiring.flipped(self.context), places.i)
+        score = tags[t.biased - 3]
+        head = places.o.payload
+        m.d.comb += places.o.ready.eq(score.k & score.last & score.index.all())
+        place = Signal(self.bundles.context)
+        token = Signal(TOKEN_BITS)
+        m.d.sync += [place.eq(head), token.eq(head.base + score.index)]
+        params = self._params(place.slot)
+        mask = Signal(self.bundles.mask)
+        distance = Signal(TOKEN_BITS)
+        beyond = Signal(TOKEN_BITS + 1)
+        m.d.comb += [
+            distance.eq(token - place.start),
+            beyond.eq(token + params.window),
+        ]
+        m.d.sync += [
+            mask.slot.eq(place.slot),
+            mask.in_range.eq((token >= place.start) & (token < place.end)),
+            mask.causal.eq(params.causal),
+            mask.window.eq(params.window != 0),
+            mask.below_sinks.eq(token < params.sinks),
+            mask.draft.eq(place.draft),
+            mask.draft_in_range.eq(distance < DRAFT_BITS),
+            mask.draft_index.eq(distance),
+            mask.token.eq(token),
+            mask.token_window.eq(beyond),
+            self.row_mask.eq(place.row_mask & used_rows(params.rows, self.config.rows)),
+        ]
+        m.d.comb += self.mask.eq(mask)
+        # tiles of the token if any row saw it; the rows answer a cycle after stage biased.
+        seen = tags[t.biased + 1]
+        tiles = Mux(self.rows_visible.any(), self._params(seen.slot).tiles, 0)
+        m.d.comb += self.useful_tiles.eq(Mux(seen.k & seen.last, tiles, 0))
+
+    def _l(self, m: Module) -> None:
+        """Partial sums of l: scores first, folds in idle cycles, raw additions when all is quiet."""
+        t, tags = self.timing, self._tags
+        read = tags[t.p - 1]
+        m.submodules.fold = fold = FoldL(t.add)
+        score = Signal()
+        raw = self.raw_l
+        m.d.comb += [
+            score.eq((read.k & read.last) | read.sink),
+            fold.start.eq(read.end),
+            fold.slot.eq(read.end_slot),
+            fold.fold.eq(read.end_fold),
+            fold.busy_slot.eq(score | raw.valid),
+            self.l_read.enable.eq(score | fold.issue | raw.valid),
+            self.l_done.eq(fold.done),
+            self.l_done_slot.eq(fold.done_slot),
+        ]
+        operation = data.StructLayout(
+            {"add": self.bundles.l_add, "write": self.bundles.l_write}
+        )
+        now = Signal(operation)
+        with m.If(score):
+            m.d.comb += [
+                self.l_read.bank.eq(read.slot),
+                self.l_read.a.eq(Mux(read.sink, 0, read.index[:3])),
+                now.add.first.eq(read.l_first),
+                now.write.enable.eq(1),
+            ]
+        with m.Elif(raw.valid):
+            m.d.comb += [
+                self.l_read.bank.eq(raw.slot),
+                self.l_read.a.eq(0),
+                now.add.first.eq(raw.first),
+                now.add.raw.eq(1),
+                now.add.raw_value.eq(raw.value),
+                now.write.enable.eq(1),
+                now.write.raw.eq(1),
+                now.write.row.eq(raw.row),
+            ]
+        with m.Else():
+            m.d.comb += [
+                self.l_read.bank.eq(fold.bank),
+                self.l_read.a.eq(fold.a),
+                self.l_read.b.eq(fold.b),
+                now.add.fold.eq(1),
+                now.add.capture.eq(fold.issue & fold.capture),
+                now.add.slot.eq(fold.bank),
+                now.write.enable.eq(fold.issue & ~fold.capture),
+            ]
+        m.d.comb += [now.write.bank.eq(self.l_read.bank), now.write.index.eq(self.l_read.a)]
+        late = delay(m, now, 1, name="l_operation", reset=True)
+        m.d.comb += self.l_add.eq(late.add)
+        m.d.comb += self.l_write.eq(delay(m, late.write, t.add, name="l_write", reset=True))
+
+        m.d.sync += [self.k_end.eq(read.end), self.k_end_slot.eq(read.end_slot)]
+        late_tag = tags[t.p + 1]
+        m.d.comb += [
+            self.status_slot.eq(late_tag.slot),
+            self.status_rows.eq(used_rows(self._params(late_tag.slot).rows, self.config.rows)),
+        ]
+
+
+def used_rows(rows: Signal, count: int) -> Value:
+    """Bit r: the job uses row r."""
+    return Cat(rows > r for r in range(count))

@@ -1,0 +1,337 @@
+"""Reads a finished job's accumulators, normalises them and writes the output rows."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.enum import Enum
+from amaranth.lib.wiring import In, Out
+
+from m890.hdl.attention.bundles import RowBundles, bits
+from m890.hdl.attention.sequencer import ended_layout
+from m890.hdl.commands import Error, Status
+from m890.hdl.config import CoreConfig
+from m890.hdl.control.layouts import EVENT
+from m890.hdl.kv.items import COUNT_BITS
+from m890.hdl.memory.ports import WritePort
+from m890.hdl.memory.queue import Queue
+from m890.hdl.memory.sram import Sram
+from m890.hdl.numerics.formats import WIDE_EXP_BITS, OutputFormat
+from m890.hdl.numerics.output import INVERSE_BITS, Normalise, Reciprocal, raw_header
+from m890.hdl.numerics.pipeline import delay
+from m890.hdl.numerics.types import Wide
+
+BEATS = 16
+"""Output beats buffered on their way to memory."""
+READ_LATENCY = 2
+"""Cycles from a drain read to its word (RowArray)."""
+
+
+def drain_layout(config: CoreConfig) -> data.StructLayout:
+    """A job's output: where its rows go and how they are coded."""
+    return data.StructLayout(
+        {
+            "slot": 1, "tiles": COUNT_BITS, "rows": COUNT_BITS, "format": OutputFormat,
+            "output": config.address_bits, "stride": 32, "ident": 16,
+        }
+    )  # fmt: skip
+
+
+class DrainState(Enum):
+    IDLE = 0
+    RECIPROCAL = 1
+    STREAM = 2
+    FLUSH = 3
+
+
+class Drain(wiring.Component):
+    """Normalises and writes the rows of finished jobs while the array works on the next one.
+
+    Function
+        O / l per row as BF16, FP16 or FP32, or the raw state (docs/numerics.md, "Output"). A job with
+        an error writes nothing.
+    Members
+        job : In(stream of drain_layout), in the order of V ends. o_done, l_done and their slots : In.
+        ended0, ended1 : In. status0, status1 : In. Status bits of the scores. bus_error : In(2).
+        drain, drain_row, l_row, l_slot : Out. Reads of the array; o_word, l : In.
+        drained, drained_slot : Out. Pulse: the slot's accumulators and l may be overwritten.
+        port : Out(WritePort). done : Out(stream of EVENT), after memory has acknowledged all rows.
+    Latency
+        rows + 8 cycles, then rows x head / drain_lanes; 16 more until the next job.
+    Throughput
+        `drain_lanes` features per cycle.
+    Backpressure
+        A read is issued only when there is room for its beat.
+    Storage
+        BEATS port beats; rows x (reciprocal, exponent, l).
+    Errors
+        BUS_ERROR where memory reports one.
+    """
+
+    def __init__(self, config: CoreConfig) -> None:
+        self.config = config
+        b = RowBundles(config)
+        row = bits(config.rows)
+        super().__init__(
+            {
+                "job": In(stream.Signature(drain_layout(config))),
+                "o_done": In(1),
+                "o_done_slot": In(1),
+                "l_done": In(1),
+                "l_done_slot": In(1),
+                "ended0": In(ended_layout()),
+                "ended1": In(ended_layout()),
+                "status0": In(8),
+                "status1": In(8),
+                "bus_error": In(2),
+                "drain": Out(b.drain),
+                "drain_row": Out(row),
+                "l_row": Out(row),
+                "l_slot": Out(1),
+                "o_word": In(data.ArrayLayout(Wide, config.drain_lanes)),
+                "l": In(Wide),
+                "drained": Out(1),
+                "drained_slot": Out(1),
+                "busy": Out(1),
+                "port": Out(WritePort(config)),
+                "done": Out(stream.Signature(EVENT)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        c = self.config
+        m = Module()
+        m.submodules.jobs = jobs = Queue(drain_layout(c), 2, sram=False)
+        wiring.connect(m, wiring.flipped(self.job), jobs.i)
+        job = jobs.o.payload
+        state = Signal(DrainState)
+        ready_o, ready_l = Signal(2), Signal(2)
+        m.d.comb += [self.drain.set.eq(job.slot), self.l_slot.eq(job.slot)]
+        m.d.comb += self.drained_slot.eq(job.slot)
+        both = Mux(job.slot, self.ended1.as_value(), self.ended0.as_value())
+        ended = data.View(ended_layout(), both)
+        status = Mux(job.slot, self.status1, self.status0)
+
+        with m.If(self.o_done):
+            m.d.sync += ready_o.bit_select(self.o_done_slot, 1).eq(1)
+        with m.If(self.l_done):
+            m.d.sync += ready_l.bit_select(self.l_done_slot, 1).eq(1)
+        finished = ready_o.bit_select(job.slot, 1) & ready_l.bit_select(job.slot, 1)
+        bad = self.bus_error.bit_select(job.slot, 1)
+        failed = (ended.error != Error.OK) | bad
+
+        ack_layout = data.StructLayout({"event": EVENT, "rows": COUNT_BITS})
+        m.submodules.acks = acks = Queue(ack_layout, 4, sram=False)
+        event = acks.i.payload.event
+        invalid = Signal()
+        m.d.comb += [
+            event.ident.eq(ended.ident),
+            event.error.eq(Mux(ended.error != Error.OK, ended.error, Mux(bad, Error.BUS_ERROR, 0))),
+            event.index.eq(ended.index),
+            event.status.eq(status | (invalid << Status.INVALID)),
+            event.beats.eq(ended.beats),
+            acks.i.payload.rows.eq(Mux(failed, 0, job.rows)),
+            self.busy.eq(jobs.o.valid | acks.o.valid),
+        ]
+
+        row, word = Signal(COUNT_BITS), Signal(bits(c.max_head // c.drain_lanes))
+        flush = Signal(range(16))  # outlasts the normalisers, which need the job
+        header_due = Signal()
+        words = job.tiles * (c.lanes // c.drain_lanes)
+        room = Signal()
+        read, header = Signal(), Signal()
+        start = Signal()
+        with m.Switch(state):
+            with m.Case(DrainState.IDLE):
+                m.d.sync += [row.eq(0), word.eq(0), invalid.eq(0), flush.eq(0)]
+                m.d.sync += header_due.eq(job.format == OutputFormat.RAW)
+                with m.If(jobs.o.valid & finished):
+                    with m.If(failed):
+                        m.d.sync += state.eq(DrainState.FLUSH)
+                        m.d.comb += self.drained.eq(1)
+                        m.d.sync += flush.eq(15)
+                    with m.Else():
+                        m.d.sync += state.eq(DrainState.RECIPROCAL)
+                        m.d.comb += start.eq(1)
+            with m.Case(DrainState.RECIPROCAL):
+                m.d.sync += row.eq(row + 1)
+                with m.If(row == job.rows + self._reciprocal_cycles):
+                    m.d.sync += [row.eq(0), state.eq(DrainState.STREAM)]
+            with m.Case(DrainState.STREAM):
+                m.d.comb += [header.eq(room & header_due), read.eq(room & ~header_due)]
+                with m.If(header):
+                    m.d.sync += header_due.eq(0)
+                with m.If(read):
+                    m.d.sync += word.eq(word + 1)
+                    with m.If(word == words - 1):
+                        m.d.sync += [word.eq(0), row.eq(row + 1)]
+                        m.d.sync += header_due.eq(job.format == OutputFormat.RAW)
+                        with m.If(row == job.rows - 1):
+                            m.d.comb += self.drained.eq(1)
+                            m.d.sync += state.eq(DrainState.FLUSH)
+            with m.Case(DrainState.FLUSH):
+                with m.If(~flush.all()):
+                    m.d.sync += flush.eq(flush + 1)
+                with m.Else():
+                    m.d.comb += [acks.i.valid.eq(1), jobs.o.ready.eq(acks.i.ready)]
+                    with m.If(acks.i.ready):
+                        m.d.sync += state.eq(DrainState.IDLE)
+        with m.If(self.drained):
+            m.d.sync += [
+                ready_o.bit_select(job.slot, 1).eq(0),
+                ready_l.bit_select(job.slot, 1).eq(0),
+            ]
+        m.d.comb += [
+            self.drain.enable.eq(read),
+            self.drain.word.eq(word),
+            self.drain_row.eq(row),
+            self.l_row.eq(row),
+        ]
+        stage = self._reciprocals(m, state, row, job, ended)
+        self._normalise(m, job, ended, stage, read, header, word, room, invalid)
+        self._requests(m, job, start)
+        self._acknowledge(m, acks)
+        return m
+
+    @property
+    def _reciprocal_cycles(self) -> int:
+        return Reciprocal.latency + 2
+
+    def _reciprocals(
+        self, m: Module, state: Signal, row: Signal, job: data.View, ended: data.View
+    ) -> data.View:
+        """Fills the table of reciprocals; returns its word for the row being read, in step with O."""
+        entry = data.StructLayout(
+            {"y1": INVERSE_BITS, "exp": WIDE_EXP_BITS, "zero": 1, "nan": 1, "l": Wide}
+        )
+        m.submodules.reciprocal = reciprocal = Reciprocal()
+        m.submodules.table = table = Sram(entry, self.config.rows)
+        l_wide = Signal(Wide)
+        with m.If(~ended.no_l):
+            m.d.comb += l_wide.eq(self.l)
+        asks = (state == DrainState.RECIPROCAL) & (row < job.rows)
+        late = reciprocal.latency + 1
+        late_row = delay(m, row[: bits(self.config.rows)], late, name="l_row")
+        write = table.write_data
+        m.d.comb += [
+            reciprocal.l.eq(l_wide),
+            write.y1.eq(reciprocal.y1),
+            write.exp.eq(reciprocal.exp),
+            write.zero.eq(reciprocal.zero),
+            write.nan.eq(reciprocal.nan),
+            write.l.eq(delay(m, l_wide, reciprocal.latency, name="l_late")),
+            table.write_address.eq(late_row),
+            table.write_enable.eq(delay(m, asks, late, name="l_valid", reset=True)),
+            table.read_address[0].eq(delay(m, row[: len(late_row)], 1, name="row")),
+            table.read_enable[0].eq(1),
+        ]
+        return table.read_data[0]
+
+    def _normalise(
+        self,
+        m: Module,
+        job: data.View,
+        ended: data.View,
+        factor: data.View,
+        read: Signal,
+        header: Signal,
+        word: Signal,
+        room: Signal,
+        invalid: Signal,
+    ) -> None:
+        """Words of `drain_lanes` features through the normalisers into port beats."""
+        c = self.config
+        width = c.drain_lanes
+        latency = Normalise.latency
+        valid = delay(m, read, READ_LATENCY, name="word_valid", reset=True)
+        out_valid = delay(m, valid, latency, name="out_valid", reset=True)
+        words = []
+        wide = (job.format == OutputFormat.FP32) | (job.format == OutputFormat.RAW)
+        for n in range(width):
+            m.submodules[f"normalise{n}"] = unit = Normalise()
+            o = Signal(Wide, name=f"o{n}")
+            with m.If(~ended.no_o):
+                m.d.comb += o.eq(self.o_word[n])
+            m.d.comb += [
+                unit.value.eq(o),
+                unit.y1.eq(factor.y1),
+                unit.exp.eq(factor.exp),
+                unit.zero.eq(factor.zero),
+                unit.nan.eq(factor.nan),
+                unit.format.eq(job.format),
+            ]
+            words.append(unit.o)
+            with m.If(valid & ~factor.zero & (factor.nan | o.nan)):
+                m.d.sync += invalid.eq(1)
+
+        m.submodules.beats = beats = Queue(
+            data.StructLayout({"data": c.port_bits, "strobe": c.port_bytes}), BEATS, sram=True
+        )
+        steps_half, steps_wide = c.lanes // width, c.lanes // (2 * width)
+        step = Signal(range(steps_half))
+        full = Signal(c.port_bits)
+        last = step == Mux(wide, steps_wide - 1, steps_half - 1)
+        halves, wholes = Cat(w[:16] for w in words), Cat(*words)
+        for n in range(steps_half):
+            with m.If(out_valid & ~wide & (step == n)):
+                m.d.sync += full.word_select(n, 16 * width).eq(halves)
+        for n in range(steps_wide):
+            with m.If(out_valid & wide & (step == n)):
+                m.d.sync += full.word_select(n, 32 * width).eq(wholes)
+        complete, head_beat = Signal(), Signal()
+        with m.If(out_valid):
+            m.d.sync += step.eq(Mux(last, 0, step + 1))
+        m.d.sync += complete.eq(out_valid & last)
+
+        head_valid = delay(m, header, READ_LATENCY, name="head_valid", reset=True)
+        exponent, l_fp32 = raw_header(factor.l)
+        head = delay(m, Cat(exponent, l_fp32), latency + 1, name="head")
+        m.d.comb += [
+            head_beat.eq(delay(m, head_valid, latency + 1, name="head_out", reset=True)),
+            beats.i.valid.eq(complete | head_beat),
+            beats.i.payload.data.eq(Mux(head_beat, head, full)),
+            beats.i.payload.strobe.eq(~0),
+        ]
+        wiring.connect(m, beats.o, wiring.flipped(self.port.beat))
+
+        # Room is reserved with a beat's first word, and given back when the beat leaves.
+        reserved = Signal(range(BEATS + 1))
+        per_beat = Mux(wide, steps_wide - 1, steps_half - 1)
+        begins = (word & per_beat) == 0
+        takes = header | (read & begins)
+        leaves = beats.o.valid & beats.o.ready
+        m.d.sync += reserved.eq(reserved + takes - leaves)
+        m.d.comb += room.eq((reserved != BEATS) | ~begins)
+
+    def _requests(self, m: Module, job: data.View, start: Signal) -> None:
+        """One write request per row, ahead of its beats."""
+        left, address = Signal(COUNT_BITS), Signal(self.config.address_bits)
+        request = self.port.request
+        with m.Switch(job.format):
+            with m.Case(OutputFormat.FP32):
+                m.d.comb += request.payload.beats.eq(job.tiles << 1)
+            with m.Case(OutputFormat.RAW):
+                m.d.comb += request.payload.beats.eq((job.tiles << 1) + 1)
+            with m.Default():
+                m.d.comb += request.payload.beats.eq(job.tiles)
+        m.d.comb += [request.valid.eq(left != 0), request.payload.address.eq(address)]
+        with m.If(start):
+            m.d.sync += [left.eq(job.rows), address.eq(job.output)]
+        with m.Elif(request.valid & request.ready):
+            m.d.sync += [left.eq(left - 1), address.eq(address + job.stride)]
+
+    def _acknowledge(self, m: Module, acks: Queue) -> None:
+        """A job is done when memory has acknowledged as many rows as it wrote."""
+        arrived, error = Signal(COUNT_BITS + 2), Signal()
+        enough = arrived >= acks.o.payload.rows
+        m.d.comb += [
+            self.done.valid.eq(acks.o.valid & enough),
+            self.done.payload.eq(acks.o.payload.event),
+            acks.o.ready.eq(self.done.ready & enough),
+        ]
+        with m.If(error & (acks.o.payload.event.error == Error.OK)):
+            m.d.comb += self.done.payload.error.eq(Error.BUS_ERROR)
+        leaves = self.done.valid & self.done.ready
+        m.d.sync += arrived.eq(arrived + self.port.done - Mux(leaves, acks.o.payload.rows, 0))
+        with m.If(self.port.done & self.port.error):
+            m.d.sync += error.eq(1)
+        with m.Elif(leaves):
+            m.d.sync += error.eq(0)

@@ -1,0 +1,205 @@
+"""The attention engine: KV path, sequencer, row array and drain."""
+
+from typing import Any
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from m890.hdl.attention.array import FROM_CONTROL, RowArray
+from m890.hdl.attention.control import ArrayControl
+from m890.hdl.attention.drain import Drain
+from m890.hdl.attention.sequencer import Sequencer
+from m890.hdl.attention.store import StateAdder
+from m890.hdl.commands import Status
+from m890.hdl.config import CoreConfig
+from m890.hdl.control.layouts import EVENT, job_layout, query_layout, row_layout, segment_layout
+from m890.hdl.kv.items import COUNT_BITS
+from m890.hdl.kv.path import PORTS, KvPath
+from m890.hdl.memory.ports import ReadPort, WritePort
+from m890.hdl.registers import Stall
+
+
+class AttentionEngine(wiring.Component):
+    """Runs ATTEND jobs whose rows, queries and segments have been checked and loaded.
+
+    Function
+        Attention of a job's rows over its segments, see `docs/numerics.md` and ArrayControl.
+    Members
+        row, query : In. Write strobes of the job loader, into a free slot.
+        job, segment : In(stream). A loaded job, then its segments.
+        slot_free : Out(2). done : Out(stream of EVENT). table, k, v, bias, raw : Out(ReadPort).
+        write : Out(WritePort). loading : In. The job loader is at work (stall cause).
+        beat, useful, cause, busy : Out, for the counters.
+    Latency
+        First beat: KvPath's; last V beat to the first output beat: Sequencer 1, RowTiming.sum, Drain.
+    Throughput
+        A beat per cycle; two jobs overlap (slots 0 and 1).
+    Backpressure
+        A job is taken when KvPath and Drain both have room.
+    """
+
+    def __init__(self, config: CoreConfig, *, external_rows: bool = False) -> None:
+        self.config = config
+        self.external_rows = external_rows
+        self.control = ArrayControl(config)
+        self.array = RowArray(config, self.control.bundles.params, external=external_rows)
+        super().__init__(
+            {
+                "row": In(row_layout(config)),
+                "query": In(query_layout(config)),
+                "job": In(stream.Signature(job_layout(config))),
+                "segment": In(stream.Signature(segment_layout(config))),
+                "slot_free": Out(2),
+                "done": Out(stream.Signature(EVENT)),
+                **{name: Out(ReadPort(config)) for name in PORTS},
+                "write": Out(WritePort(config)),
+                "loading": In(1),
+                "beat": Out(1),
+                "useful": Out(1),
+                "cause": Out(Stall),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        c = self.config
+        m = Module()
+        m.submodules.path = path = KvPath(c)
+        m.submodules.sequencer = sequencer = Sequencer(c)
+        m.submodules.control = control = self.control
+        m.submodules.array = array = self.array
+        m.submodules.store = store = StateAdder(c)
+        m.submodules.drain = drain = Drain(c)
+
+        def join(a: Any, b: Any) -> None:
+            wiring.connect(m, a, b)
+
+        for name in PORTS:
+            join(getattr(path, name), wiring.flipped(getattr(self, name)))
+        for name in ("item", "k_beat", "v_beat", "bias_beat"):
+            join(getattr(path, name), getattr(sequencer, name))
+        join(path.raw_beat, store.raw_beat)
+        join(path.scale, control.scale)
+        join(sequencer.context, control.context)
+        join(sequencer.store, store.request)
+        join(drain.port, wiring.flipped(self.write))
+        join(drain.done, wiring.flipped(self.done))
+        self._take(m, path, sequencer, drain)
+        params = self._params(m)
+        segment = path.segment.payload
+        m.d.comb += [
+            path.segment.valid.eq(self.segment.valid),
+            self.segment.ready.eq(path.segment.ready),
+            *(segment[name].eq(self.segment.payload[name]) for name in segment.shape().members),
+            array.row_mask.eq(control.row_mask),
+            control.rows_visible.eq(array.visible),
+            array.see.eq(path.see),
+            path.seen.eq(array.seen),
+            array.raw.eq(sequencer.raw),
+            array.raw_format.eq(sequencer.raw_format),
+            array.bias.eq(sequencer.bias),
+            control.tag.eq(sequencer.tag),
+            control.raw_l.eq(store.l),
+            control.raw_o.eq(store.o),
+            sequencer.store_busy.eq(store.busy),
+            *(getattr(array, name).eq(getattr(control, name)) for name in FROM_CONTROL),
+            *(
+                getattr(block, f"params{s}").eq(params[s])
+                for block in (sequencer, control, array)
+                for s in range(2)
+            ),
+            *(
+                getattr(sequencer, name).eq(getattr(control, name))
+                for name in ("p_done", "k_end", "k_end_slot", "l_done")
+            ),
+            *(
+                getattr(drain, name).eq(getattr(control, name))
+                for name in ("o_done", "o_done_slot", "l_done", "l_done_slot")
+            ),
+            drain.ended0.eq(sequencer.ended0),
+            drain.ended1.eq(sequencer.ended1),
+            array.drain.eq(drain.drain),
+            array.drain_row.eq(drain.drain_row),
+            array.l_row.eq(drain.l_row),
+            array.l_slot.eq(drain.l_slot),
+            drain.o_word.eq(array.o_word),
+            drain.l.eq(array.l),
+            sequencer.drained.eq(drain.drained),
+            sequencer.drained_slot.eq(drain.drained_slot),
+            sequencer.walking.eq(path.walking),
+            sequencer.loading.eq(self.loading),
+            self.slot_free.eq(sequencer.slot_free),
+            self.beat.eq(sequencer.beat),
+            self.cause.eq(sequencer.cause),
+            self.busy.eq(sequencer.busy | drain.busy | path.walking),
+            array.setup.valid.eq(self.row.valid),
+            array.query.eq(self.query),
+            *(
+                array.setup[name].eq(self.row[name])
+                for name in ("slot", "row", "position", "draft", "sink")
+            ),
+        ]
+        self._status(m, path, store, drain)
+        self._useful(m, sequencer, control)
+        return m
+
+    def _take(self, m: Module, path: KvPath, sequencer: Sequencer, drain: Drain) -> None:
+        """A job enters the KV path and the drain in the same cycle."""
+        job = self.job.payload
+        both = path.job.ready & drain.job.ready
+        m.d.comb += [
+            self.job.ready.eq(both),
+            path.job.valid.eq(self.job.valid & drain.job.ready),
+            drain.job.valid.eq(self.job.valid & path.job.ready),
+            *(path.job.payload[n].eq(job[n]) for n in path.job.payload.shape().members),
+            *(
+                drain.job.payload[n].eq(job[n])
+                for n in ("slot", "tiles", "rows", "output", "ident")
+            ),
+            drain.job.payload.format.eq(job.output_format),
+            drain.job.payload.stride.eq(job.output_stride),
+            sequencer.taken.eq(self.job.valid & both),
+            sequencer.taken_slot.eq(job.slot),
+        ]
+
+    def _params(self, m: Module) -> list[data.View]:
+        """What the array keeps of the jobs in its two slots."""
+        layout = self.control.bundles.params
+        params = [Signal(layout, name=f"params{s}") for s in range(2)]
+        job = self.job.payload
+        for s in range(2):
+            with m.If(self.job.valid & self.job.ready & (job.slot == s)):
+                m.d.sync += [params[s][name].eq(job[name]) for name in layout.members]
+        return params
+
+    def _status(self, m: Module, path: KvPath, store: StateAdder, drain: Drain) -> None:
+        """Sticky events of each slot's job."""
+        array, control = self.array, self.control
+        job = self.job.payload
+        over = (array.overflow & control.status_rows).any()
+        under = (array.underflow & control.status_rows).any()
+        for s in range(2):
+            status = Signal(8, name=f"status{s}")
+            here, stored = control.status_slot == s, store.slot == s
+            taken = self.job.valid & self.job.ready & (job.slot == s)
+            error = Signal(name=f"bus_error{s}")
+            m.d.comb += [getattr(drain, f"status{s}").eq(status), drain.bus_error[s].eq(error)]
+            with m.If(taken):
+                m.d.sync += [status.eq(0), error.eq(0)]
+            with m.Else():
+                events = [
+                    (Status.OVERFLOW, (over & here) | (store.overflow & stored)),
+                    (Status.UNDERFLOW, (under & here) | (store.underflow & stored)),
+                ]
+                for bit, event in events:
+                    with m.If(event):
+                        m.d.sync += status[bit].eq(1)
+                with m.If(path.bus_error[s]):
+                    m.d.sync += error.eq(1)
+
+    def _useful(self, m: Module, sequencer: Sequencer, control: ArrayControl) -> None:
+        """One pulse per beat with a visible token: V beats at once, K beats when the mask is known."""
+        owed = Signal(2 * COUNT_BITS)
+        m.d.comb += self.useful.eq(owed.any())
+        m.d.sync += owed.eq(owed + control.useful_tiles + sequencer.useful_v - self.useful)
