@@ -116,4 +116,5 @@ def decode_float(codes: np.ndarray, format: Format) -> np.ndarray:
     """16-bit floats as float64, Inf and NaN as themselves."""
     if format is Format.FP16:
         return np.asarray(codes, np.uint16).view(np.float16).astype(np.float64)
-    return (np.asarray(codes, np.uint32) << 16).view(np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaN become quiet ones
+        return (np.asarray(codes, np.uint32) << 16).view(np.float32).astype(np.float64)

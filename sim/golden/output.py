@@ -35,9 +35,10 @@ def normalise(total: Wide, o: Wide, format: OutputFormat) -> np.ndarray:
     _, sig, exp, nan = total.fields()
     y1 = reciprocal(sig)
     product = o.sig.astype(np.float64) * y1[..., None]  # 24 x 23 bits: exact
-    shift = o.exp - exp[..., None] - 22
-    bits = encode(np.ldexp(product, np.clip(shift, -_CLIP, _CLIP)), *_BITS[format])
-    bits = np.where(np.isnan(product) | nan[..., None].astype(bool), _NAN[format], bits)
+    lost = np.isnan(product) | nan[..., None].astype(bool)
+    shift = np.clip(o.exp - exp[..., None] - 22, -_CLIP, _CLIP)
+    bits = encode(np.ldexp(np.where(lost, 0, product), shift), *_BITS[format])
+    bits = np.where(lost, _NAN[format], bits)
     bits = np.where((total.sig == 0)[..., None], 0, bits)
     return bits.astype(np.uint32 if format is OutputFormat.FP32 else np.uint16)
 
@@ -77,7 +78,7 @@ def encode(x: np.ndarray, exp_bits: int, man_bits: int, infinite: bool = True) -
     infinite: the largest exponent stands for Inf, and overflow gives it.
     """
     bias = (1 << (exp_bits - 1)) - 1
-    magnitude = round_to(np.nan_to_num(np.abs(x)), man_bits, 1 - bias)
+    magnitude = round_to(np.minimum(np.abs(x), 2.0**_CLIP), man_bits, 1 - bias)
     _, scale = np.frexp(magnitude)
     exponent = np.maximum(scale - 1, 1 - bias)
     steps = np.ldexp(magnitude, man_bits - exponent).astype(np.int64)  # hidden bit included

@@ -1,7 +1,7 @@
-"""`docs/numerics.md` transcribed word for word into Python integers and fractions, one value at a time.
+"""`docs/numerics.md` word for word in Python integers and fractions, one value at a time.
 
-It is slow and shares no arithmetic with `m890.sim.golden`; only tables and formats are common. A wide
-float is a Fraction (its 24 bits by construction) or None for NaN.
+It is slow and shares no arithmetic with `m890.sim.golden`; only tables and formats are common. A
+wide float is a Fraction (its 24 bits by construction) or None for NaN.
 """
 
 from fractions import Fraction
