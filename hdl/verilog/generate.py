@@ -11,8 +11,9 @@ from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 
 from m890.hdl.config import CoreConfig
-from m890.hdl.verilog import netlist
+from m890.hdl.verilog import netlist, tidy
 from m890.hdl.verilog.design import ModuleInfo, Port, VerilogDesign
+from m890.hdl.verilog.merge import merge_identical
 from m890.hdl.verilog.netlist import Netlist
 from m890.hdl.verilog.writer import write
 
@@ -52,19 +53,21 @@ def generate(
             origins |= more_origins
             external.append(other)
     keep = {f"\\{n}" for n in (name, *external)}
-    netlist.name_ports(modules, keep)
+    tidy.name_ports(modules, keep)
     for module in modules:
-        netlist.drop_empty_contents(module)
-        netlist.drop_copies(module)
-        netlist.drop_elements(module)
-        netlist.drop_unread(module)
+        tidy.drop_empty_contents(module)
+        tidy.drop_copies(module)
+        tidy.drop_elements(module)
+        tidy.select_parts(module)
+        tidy.drop_unread(module)
     if merge:
-        modules, _ = netlist.merge(modules, keep)
+        modules, _ = merge_identical(modules, keep)
     names = _module_names(modules, origins, keep, prefix)
     floats = {m.name: _floats(m) for m in modules}
     by_name = {m.name: m for m in modules}
     for module in modules:
-        netlist.readable_names(module, by_name)
+        tidy.readable_names(module, by_name)
+        tidy.separate_names(module, by_name)
     infos = {}
     for module in modules:
         origin = origins.get(module.name)

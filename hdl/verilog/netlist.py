@@ -1,17 +1,13 @@
-"""Amaranth's intermediate text (RTLIL) as editable modules: parse, tidy, merge identical ones.
+"""Amaranth's intermediate text (RTLIL) as editable modules.
 
 Only what Amaranth itself emits is understood; Yosys reads the result.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-_KEPT = ("$print", "$check", "$anyconst", "$anyseq")  # cells that do something by themselves
-_MEMORY_CONTENTS = "$meminit_v2"
 _RANGE = re.compile(r"(\\\S+|\$\S+) \[(?:(\d+):)?(\d+)\]")
-_FIELD = re.compile(r"\.(\w+)|\[(\d+)\]")
 
 
 @dataclass
@@ -37,6 +33,22 @@ class Item:
     @property
     def instance(self) -> bool:
         return self.kind == "cell" and self.type.startswith("\\")
+
+    def reconnect(self, ports: dict[str, str]) -> None:
+        """Rename the ports that a cell's connections go to."""
+
+        def line(text: str) -> str:
+            words = text.split(None, 2)
+            if words[0] != "connect":
+                return text
+            return f"    connect {ports.get(words[1], words[1])} {words[2]}"
+
+        self.lines = [line(text) for text in self.lines]
+
+    def parameter(self, name: str) -> str:
+        """The value of a cell's parameter, as written."""
+        start = f"parameter \\{name} "
+        return next(x.strip()[len(start) :] for x in self.lines if x.strip().startswith(start))
 
     def connections(self) -> dict[str, str]:
         """A cell's connections, port to signal, both as written."""
@@ -187,234 +199,3 @@ def _renamed(line: str, names: dict[str, str], *, cell: bool) -> str:
     start = 2 if cell else 0  # a cell's port names stay
     indent = line[: len(line) - len(line.lstrip())]
     return indent + " ".join([*words[:start], *(names.get(w, w) for w in words[start:])])
-
-
-def drop_empty_contents(module: Netlist) -> None:
-    """Memories that start with zeros only start with nothing: no `initial` in the Verilog."""
-
-    def contents(item: Item) -> bool:
-        data = item.connections().get("\\DATA", "")
-        return item.type == _MEMORY_CONTENTS and "1" not in data.partition("'")[2]
-
-    module.items = [item for item in module.items if not contents(item)]
-
-
-def _plain(name: str) -> str:
-    """A name without the marks that Amaranth and Python put around it."""
-    return re.sub(r"\$\d+$", "", name).lstrip("\\_$")
-
-
-def drop_copies(module: Netlist) -> None:
-    """Drop wires that only repeat what an instance's input port is given.
-
-    Amaranth names a child's port signal in the parent too, although nothing there reads it, and
-    may even name the parent's own signal after it: then the parent's name is restored.
-    """
-    given = {
-        (_plain(port), signal)
-        for item in module.instances
-        for port, signal in item.connections().items()
-    }
-
-    def inner(name: str) -> bool:
-        return name in module.wires and not module.wires[name].direction
-
-    dead = {a for a, b in module.connects if (_plain(a), b) in given and inner(a)}
-    restored: dict[str, str] = {}
-    for own, driver in module.connects:
-        if (_plain(driver), driver) in given and inner(own) and inner(driver):
-            if own not in dead and driver not in restored:
-                restored[driver] = own
-    gone = (*dead, *restored)
-    dead |= {n for n in module.wires if n.startswith(tuple(f"{g}{c}" for g in gone for c in ".["))}
-    module.connects = [(a, b) for a, b in module.connects if a not in dead]
-    for name in (*dead, *restored.values()):
-        del module.wires[name]
-    module.rename(restored)
-    module.connects = [(a, b) for a, b in module.connects if a != b]
-
-
-def drop_elements(module: Netlist) -> None:
-    """Drop the wires that show single elements of arrays: they are many, and nothing reads them."""
-    dead = {n for n in module.wires if n.startswith("\\") and "[" in n}
-    module.connects = [(a, b) for a, b in module.connects if a not in dead]
-    for name in dead:
-        del module.wires[name]
-
-
-def name_ports(modules: list[Netlist], keep: set[str]) -> None:
-    """Give ports that Amaranth left without a name the name of the wire that copies them.
-
-    Leading underscores go too. Ports of modules in `keep` stay as they are.
-    """
-    new: dict[str, dict[str, str]] = {}
-    for module in modules:
-        names: dict[str, str] = {}
-        for left, right in module.connects:
-            for port, copy in ((left, right), (right, left)):
-                if port.startswith("\\port$") and copy in module.wires and port not in names:
-                    if not module.wires[copy].direction and port in module.wires:
-                        names[port] = copy
-        module.wires = {n: w for n, w in module.wires.items() if n not in names.values()}
-        for port in module.ports:
-            name = names.get(port, port)
-            clean = "\\" + name.lstrip("\\_$")
-            if module.name not in keep and clean not in module.wires:
-                names |= {port: clean, name: clean}
-        module.rename(names)
-        module.connects = [(a, b) for a, b in module.connects if a != b]
-        new[module.name] = names
-    for module in modules:
-        for item in module.instances:
-            ports = new.get(item.type, {})
-            item.lines = [_reconnected(line, ports) for line in item.lines]
-
-
-def drop_unread(module: Netlist) -> None:
-    """Drop cells whose result has no name and no reader."""
-    while True:
-        uses: dict[str, int] = {}
-        for text in (*(line for i in module.items for line in i.lines), *sum(module.connects, ())):
-            for word in text.split():
-                if word.startswith("$"):
-                    uses[word] = uses.get(word, 0) + 1
-        dead = {n for n in module.wires if n.startswith("$") and uses.get(n, 0) <= 1}
-        items = [
-            i
-            for i in module.items
-            if not (i.kind == "cell" and i.type.startswith("$") and i.type not in _KEPT
-                    and i.connections().get("\\Y") in dead)
-        ]  # fmt: skip
-        if len(items) == len(module.items):
-            return
-        gone = {i.connections()["\\Y"] for i in module.items if i not in items}
-        module.items = items
-        module.wires = {n: w for n, w in module.wires.items() if n not in gone}
-
-
-def readable_names(module: Netlist, modules: dict[str, Netlist]) -> None:
-    """Names that say what a signal is: `instance__port`, `register__next`, `signal__field`."""
-    new: dict[str, str] = {}
-    taken = set(module.wires) | {item.name for item in module.items}
-    wires = module.wires
-
-    def give(old: str, name: str) -> None:
-        if old not in new and name not in taken:
-            new[old] = name
-            taken.add(name)
-
-    for item in module.instances:
-        child = modules.get(item.type)
-        for port, signal in item.connections().items():
-            plain = signal in wires and not wires[signal].direction
-            if child and plain and child.wires[port].direction == "output":
-                if signal.startswith("$") or signal.split("$")[0] == port.split("$")[0]:
-                    give(signal, f"{item.name}__{port[1:]}".replace("$", "_"))
-    for name in [*wires, *(item.name for item in module.items if item.kind != "memory")]:
-        if name in new or name.startswith("$") or (name in wires and wires[name].direction):
-            continue
-        if "." in name:
-            give(name, new.get(name.split(".")[0], name.split(".")[0]) + _field_name(name))
-        elif "$" in name:
-            give(name, "\\" + re.sub(r"\W", "_", name[1:]).strip("_"))
-    for item in module.items:
-        if item.type in ("$dff", "$adff"):
-            ends = item.connections()
-            if (
-                ends["\\D"].startswith("$")
-                and ends["\\Q"].startswith("\\")
-                and " " not in ends["\\Q"]
-            ):
-                give(ends["\\D"], new.get(ends["\\Q"], ends["\\Q"]) + "__next")
-    for name in [*wires, *(item.name for item in module.items)]:
-        if name.startswith("$"):
-            give(name, f"\\_{name[1:]}_")  # the leading underscore keeps it out of waves
-    module.rename(new)
-
-
-def _field_name(name: str) -> str:
-    path = name[name.index(".") :]
-    return "".join(f"__{a or b}" for a, b in _FIELD.findall(path))
-
-
-def merge(modules: list[Netlist], keep: set[str]) -> tuple[list[Netlist], dict[str, str]]:
-    """Merge identical modules: bodies compared bottom-up, names and attributes left out.
-
-    Returns the modules that are left, in the given order, and for every merged module's name the
-    name of the one that stands for it. Modules named in `keep` are never replaced.
-    """
-    by_name = {m.name: m for m in modules}
-    digests: dict[str, str] = {}
-    first: dict[str, str] = {}
-    replaced: dict[str, str] = {}
-    for module in _bottom_up(modules, by_name):
-        digest = digests[module.name] = _digest(module, by_name, digests)
-        if module.name in keep:
-            first.setdefault(digest, module.name)
-        elif digest in first:
-            replaced[module.name] = first[digest]
-        else:
-            first[digest] = module.name
-    left = [m for m in modules if m.name not in replaced]
-    for module in left:
-        for item in module.instances:
-            if (other := replaced.get(item.type)) is not None:
-                ports = dict(zip(by_name[item.type].ports, by_name[other].ports, strict=True))
-                item.type = other
-                item.lines = [_reconnected(line, ports) for line in item.lines]
-    return left, replaced
-
-
-def _reconnected(line: str, ports: dict[str, str]) -> str:
-    words = line.split(None, 2)
-    if words[0] != "connect":
-        return line
-    return f"    connect {ports.get(words[1], words[1])} {words[2]}"
-
-
-def _bottom_up(modules: list[Netlist], by_name: dict[str, Netlist]) -> list[Netlist]:
-    order: dict[str, Netlist] = {}
-
-    def visit(module: Netlist) -> None:
-        if module.name in order:
-            return
-        for item in module.instances:
-            if item.type in by_name:
-                visit(by_name[item.type])
-        order[module.name] = module
-
-    for module in modules:
-        visit(module)
-    return list(order.values())
-
-
-def _digest(module: Netlist, by_name: dict[str, Netlist], digests: dict[str, str]) -> str:
-    """A hash of the body with local names replaced by the order of their first use."""
-    number: dict[str, str] = {}
-
-    def word(text: str) -> str:
-        if text[0] in "\\$":
-            return number.setdefault(text, f"#{len(number)}")
-        return text
-
-    def words(text: str) -> str:
-        return " ".join(word(w) for w in text.split())
-
-    out: list[str] = []
-    for name, wire in module.wires.items():
-        init = [a for a in wire.attributes if a.startswith("attribute \\init ")]
-        out.append(f"{word(name)} {wire.width} {wire.signed} {wire.direction} {init}")
-    for item in module.items:
-        child = by_name.get(item.type)
-        out.append(f"{item.kind} {digests[item.type] if child else item.type}")
-        for line in item.lines:
-            parts = line.split(None, 2)
-            if item.kind == "cell" and parts[0] == "connect":
-                port = str(child.ports.index(parts[1])) if child else parts[1]
-                out.append(f"{port} {words(parts[2])}")
-            elif parts[0] == "parameter":
-                out.append(line.strip())
-            else:
-                out.append(words(line))
-    out += (f"{words(a)} = {words(b)}" for a, b in module.connects)
-    return hashlib.sha256("\n".join(out).encode()).hexdigest()

@@ -64,6 +64,12 @@ def _polished(text: str) -> str:
     text = re.sub(r"\\\$auto\$verilog_backend\S*", "at_start", text)
     text = re.sub(r"^ *\(\* init = .*? \*\)\n", "", text, flags=re.M)
     text = re.sub(r"^ *if \(at_start *\) begin end\n", "    if (at_start) ;\n", text, flags=re.M)
+    text = re.sub(
+        r"^  always @\*\n +(.*)$",
+        r"  always @* begin\n    if (at_start) ;\n    \1\n  end",
+        text,
+        flags=re.M,
+    )
     text = re.sub(r"(?<=\w) {2,}=", " =", text)
     text = re.sub(r"\{ ([^{}]*) \}", _repeated, text)
     text = text.replace(" = ! ", " = ~| ")  # "no bit set" of a vector: a reduction, not a truth
