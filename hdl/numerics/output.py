@@ -4,14 +4,14 @@ from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.numerics.formats import WIDE_EXP_BITS, WIDE_SIG_BITS, OutputFormat
+from m890.hdl.numerics.formats import WIDE_EXP_BITS, WIDE_SIG_BITS, Format, OutputFormat
 from m890.hdl.numerics.pipeline import (
     delay,
     lookup,
     register,
     shift_left_to_top,
-    shift_right_sticky,
 )
+from m890.hdl.numerics.rounding import FP32, STAGES, round_to, target
 from m890.hdl.numerics.tables import RECIPROCAL, RECIPROCAL_INDEX_BITS, RECIPROCAL_UNIT_BITS
 from m890.hdl.numerics.types import Wide
 
@@ -139,39 +139,23 @@ class Normalise(wiring.Component):
         sig = register(m, Cat(normal[:-kept].any(), normal[-kept:]), name="sig")
 
         format = delay(m, self.format, 2, name="format")
-        half = format == OutputFormat.FP16
-        least = Mux(half, -14, -126)
-        drop = Mux(
-            half,
-            RESULT_BITS - 11,
-            Mux(format == OutputFormat.BF16, RESULT_BITS - 8, RESULT_BITS - 24),
+        code, tiny = round_to(
+            m,
+            sig,
+            exp,
+            format,
+            {
+                OutputFormat.FP32: FP32,
+                OutputFormat.RAW: FP32,
+                OutputFormat.BF16: target(Format.BF16),
+                OutputFormat.FP16: target(Format.FP16),
+            },
         )
-        above = exp - least
-        tiny = above < 0
-        depth = Mux((-above)[5:].any(), 31, (-above)[:5])
-        amount = Mux(tiny, depth, 0) + drop
-        amount = register(m, Mux(amount > 31, 31, amount)[:5], name="amount")
-        most = Mux(half, 31, 255)
-        # The exponent field less one: the significand's hidden bit adds it.
-        field = register(m, Mux(tiny, 0, Mux(above > most, most, above))[:8], name="field")
-        flushed = register(m, tiny & (format == OutputFormat.RAW), name="flushed")
-        sig = register(m, sig, name="sig_late")
 
-        shifted, lost = shift_right_sticky(Cat(C(0, 1), sig), amount)
-        guard = register(m, shifted[0] & (lost | shifted[1]), name="up")
-        whole = register(m, shifted[1:25], name="whole")
-        field = register(m, field, name="field_late")
-        flushed = register(m, flushed, name="flushed_late")
-
-        format = delay(m, format, 2, name="format_late")
+        format = delay(m, format, STAGES, name="format_late")
+        live, nan, sign = (delay(m, x, 1 + STAGES, name="flag") for x in (live, nan, sign))
         half, brief = format == OutputFormat.FP16, format == OutputFormat.BF16
-        placed = Mux(half, field << 10, Mux(brief, field << 7, field << 23))
-        code = register(m, (placed + whole + guard)[:32], name="code")
-        flushed = register(m, flushed, name="flushed_late2")
-
-        format = delay(m, format, 1, name="format_last")
-        live, nan, sign = (delay(m, x, 4, name="flag") for x in (live, nan, sign))
-        half, brief = format == OutputFormat.FP16, format == OutputFormat.BF16
+        flushed = tiny & (format == OutputFormat.RAW)
         infinity = Mux(half, 0x7C00, Mux(brief, 0x7F80, 0x7F800000))
         quiet = Mux(half, 0x7E00, Mux(brief, 0x7FC0, 0x7FC00000))
         limited = Mux(code > infinity, infinity, code)[:31]
