@@ -110,7 +110,7 @@ class KvPath(wiring.Component):
         m.submodules.k_fetch = k = Fetcher(config, tag=1, depth=config.fifo_beats, scales=True)
         m.submodules.v_fetch = v = Fetcher(config, tag=1, depth=config.fifo_beats)
         m.submodules.bias_fetch = bias = Fetcher(
-            config, tag=0, depth=max(2 * config.rows, 4), piece=max(config.rows, 2)
+            config, tag=1, depth=max(2 * config.rows, 4), piece=max(config.rows, 2)
         )
         m.submodules.raw_fetch = raw = RawFetcher(config)
         m.submodules.k_gearbox = k_gearbox = Gearbox(config)

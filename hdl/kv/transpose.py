@@ -77,7 +77,7 @@ class Transposer(wiring.Component):
         incoming = [self.i.payload[lane] for lane in range(lanes)]
         skew = rotated(m, "skew", incoming, token, down=False)
         m.d.comb += [
-            write.eq(held & ~full.bit_select(write_half, 1)),
+            write.eq(held & ~Mux(write_half, full[1], full[0])),
             self.i.ready.eq(~held | write),
         ]
         with m.If(self.i.ready):
@@ -109,7 +109,7 @@ class Transposer(wiring.Component):
         take = Signal()  # the output register takes what was read
         m.d.comb += [
             take.eq(~self.o.valid | self.o.ready),
-            read.eq(full.bit_select(read_half, 1) & (~reading | take)),
+            read.eq(Mux(read_half, full[1], full[0]) & (~reading | take)),
         ]
         with m.If(read):
             m.d.sync += [feature.eq(feature + 1), read_feature.eq(feature), reading.eq(1)]

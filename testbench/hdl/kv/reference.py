@@ -87,9 +87,11 @@ class Streams:
     bias_beat: list[list[int]] = field(default_factory=list)
     raw_beat: list[tuple[int, int, int]] = field(default_factory=list)  # (row, first, data)
     query: list[tuple[int, int]] = field(default_factory=list)  # (t_low, t_high) asked about
+    table: list[int] = field(default_factory=list)  # table beats read
 
     def counts(self) -> dict[str, int]:
-        return {name: len(value) for name, value in vars(self).items()}
+        """Payloads of the streams and questions."""
+        return {name: len(value) for name, value in vars(self).items() if name != "table"}
 
 
 def expect(config: CoreConfig, image: Image, jobs: list[Job]) -> Streams:
@@ -113,16 +115,20 @@ def _job(config: CoreConfig, image: Image, job: Job, out: Streams) -> None:
                 _raw(config, image, job, s, out)
             continue
         draft = s.kind == SegmentKind.DRAFT
-        first = s.start // lanes
+        first, line = s.start // lanes, None
         for chunk in range(first, (s.end - 1) // lanes + 1 if s.end > s.start else first):
             token = chunk * lanes
             low, high = max(token, s.start), min(token + lanes, s.end) - 1
             out.query.append((low, high))
-            if error != Error.OK or not job.seen(low, high, s.start, s.row_mask, draft=draft):
+            if not job.seen(low, high, s.start, s.row_mask, draft=draft):
                 continue
             entry = token // config.page_tokens
+            if line != (line := (s.table + 4 * entry) // port * port):
+                out.table.append(line)
+            if error != Error.OK:
+                continue
             page = s.pages[entry]
-            if (s.table + 4 * entry) // port * port in image.errors:
+            if line in image.errors:
                 error, index = Error.BUS_ERROR, n
                 continue
             if page >= config.pages:

@@ -120,7 +120,7 @@ async def memory(
     seed: int = 0,
     stall: float = 0.0,
 ) -> None:
-    """Serves read ports: one beat a cycle in all, requests in the order in which they were taken."""
+    """Serves read ports: one beat a cycle in all, requests in the order of their taking."""
     chance = random.Random(seed)
     waiting: deque = deque()  # (cycle from which it may be delivered, name, address, last)
     turn = 0
