@@ -8,6 +8,7 @@ gets its own `start` and `end`.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import ml_dtypes
 import numpy as np
 
 from m890.hdl.commands import Status
@@ -78,14 +79,15 @@ class Result:
 
     status: np.ndarray  # [...] bits of Status
     output: np.ndarray | None = None  # [..., R, d] bits: uint16, or uint32 for FP32
+    format: OutputFormat = OutputFormat.RAW
     raw: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def values(self) -> np.ndarray:
-        """Output as floats; only for FP16 and FP32 output."""
+        """Output as float32."""
         if self.output is None:
             raise ValueError("a raw result has no output values")
-        kind = np.float32 if self.output.dtype == np.uint32 else np.float16
-        return self.output.view(kind)
+        kinds = {OutputFormat.BF16: ml_dtypes.bfloat16, OutputFormat.FP16: np.float16}
+        return self.output.view(kinds.get(self.format, np.float32)).astype(np.float32)
 
 
 def attend(job: Job) -> Result:
@@ -181,7 +183,7 @@ class _State:
                 status, raw=(e.reshape(small), l_value.reshape(small), o.reshape(*small, head))
             )
         bits = output.normalise(total, self.o, self.job.output_format)
-        return Result(status, bits.reshape(*batch, rows, head))
+        return Result(status, bits.reshape(*batch, rows, head), self.job.output_format)
 
     def _scores(self, part: KvSegment) -> np.ndarray:
         """Sums over the tiles of the dot products of queries and keys: float64 [B, R, T]."""

@@ -1,0 +1,159 @@
+"""Error of attention on the recipe of FlashAttention-3, beside emulations of its kernels.
+
+Q, K, V ~ N(0, 1) + N(0, 100) * Bernoulli(0.001), unrounded, against float64; RMSE pooled over
+seeds and rows, because single seeds scatter by two. The golden model's arithmetic is the device's.
+All kernels write FP16, as FlashAttention does.
+"""
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+from m890.hdl.config import preset
+from m890.hdl.numerics.formats import Format, OutputFormat
+from m890.sim.bench.registry import BenchContext, Item
+from m890.sim.golden import attention
+
+OPTIONS = {
+    "seeds": "how many inputs are pooled (16)",
+    "rows": "queries per input (64)",
+    "tokens": "context length (4096)",
+}
+HEAD = 128
+FP8_BLOCK = 128
+"""Rows that share a scale in FlashAttention-3's FP8 (block quantisation)."""
+FP8_MAX_OFFSET = 8
+"""FlashAttention-3 computes p = 2^(s - max + 8) in FP8, so that small p are not lost."""
+
+Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def run(context: BenchContext) -> list[Item]:
+    """RMSE of every format on the presets m890 and small, of two emulations, and the ratios."""
+    seeds, rows = context.option("seeds", 16), context.option("rows", 64)
+    tokens = context.option("tokens", 4096)
+    names = [context.preset] if context.preset else ["m890", "small"]
+    kernels: dict[tuple[str, str], Callable[[Inputs], np.ndarray]] = {
+        ("fa2_fp16", ""): flash2_fp16,
+        ("fa3_fp8", ""): lambda x: flash3_fp8(x, signs),
+    }
+    for name in names:
+        for format in Format:
+            kernels[format.name.lower(), name] = _device(name, format)
+    squares = dict.fromkeys(kernels, 0.0)
+    for i in context.progress.track(range(seeds), "numerics"):
+        rng = np.random.default_rng([context.seed, i])
+        inputs = draw(rng, rows, tokens)
+        signs = rng.choice([-1.0, 1.0], HEAD)
+        exact = reference(inputs)
+        for key, kernel in kernels.items():
+            squares[key] += float(np.square(kernel(inputs) - exact).mean()) / seeds
+    shape = {"tokens": tokens, "head": HEAD, "seeds": seeds, "rows": rows}
+    rmse = {key: value**0.5 for key, value in squares.items()}
+    return _items(context, rmse, names, shape)
+
+
+def _items(
+    context: BenchContext,
+    rmse: dict[tuple[str, str], float],
+    names: list[str],
+    shape: dict[str, int],
+) -> list[Item]:
+    """The first preset's figures bear the contract's names; those of others end in the preset."""
+    items = []
+    for (kind, name), value in rmse.items():
+        if not name:
+            items.append(context.item(f"numerics.rmse.{kind}", "1", value, **shape))
+            continue
+        suffix = "" if name == names[0] else f".{name}"
+        label = f"numerics.rmse.{kind}.plain{suffix}"
+        items.append(context.item(label, "1", value, **{**shape, "preset": name, "format": kind}))
+    for ratio, kind, base in (
+        ("fp16_over_fa2", "fp16", "fa2_fp16"),
+        ("e4m3_over_fa3", "e4m3", "fa3_fp8"),
+        ("int8_over_fa3", "int8", "fa3_fp8"),
+    ):
+        for name in names:
+            suffix = "" if name == names[0] else f".{name}"
+            value = rmse[kind, name] / rmse[base, ""]
+            label = f"numerics.ratio.{ratio}{suffix}"
+            items.append(context.item(label, "1", value, **{**shape, "preset": name}))
+    return items
+
+
+def draw(rng: np.random.Generator, rows: int, tokens: int) -> Inputs:
+    """Normal numbers with one outlier of tenfold deviation in a thousand."""
+
+    def one(count: int) -> np.ndarray:
+        shape = (count, HEAD)
+        outlier = 10 * rng.standard_normal(shape) * (rng.random(shape) < 0.001)
+        return rng.standard_normal(shape) + outlier
+
+    return one(rows), one(tokens), one(tokens)
+
+
+def reference(inputs: Inputs) -> np.ndarray:
+    """Attention in float64."""
+    q, k, v = inputs
+    s = q @ k.T / np.sqrt(HEAD)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    return p @ v / p.sum(-1, keepdims=True)
+
+
+def flash2_fp16(inputs: Inputs) -> np.ndarray:
+    """FlashAttention-2: FP16 inputs, float32 softmax, P in FP16, float32 sums."""
+    q, k, v = (x.astype(np.float16).astype(np.float32) for x in inputs)
+    factor = np.float32(np.log2(np.e) / np.sqrt(HEAD))
+    s = q @ k.T
+    p = np.exp2((s - s.max(-1, keepdims=True)) * factor)
+    o = p.astype(np.float16).astype(np.float32) @ v
+    return (o / p.sum(-1, keepdims=True)).astype(np.float16).astype(np.float64)
+
+
+def flash3_fp8(inputs: Inputs, signs: np.ndarray) -> np.ndarray:
+    """FlashAttention-3 in FP8: rotated Q and K, block scales, P in E4M3, float32 sums."""
+    q, k, v = (x.astype(np.float16).astype(np.float32) for x in inputs)
+    turn = hadamard(HEAD) * signs[:, None].astype(np.float32)
+    q, k, v = (_block_fp8(x) for x in (q @ turn, k @ turn, v))
+    factor = np.float32(np.log2(np.e) / np.sqrt(HEAD))
+    s = q @ k.T
+    p = np.exp2((s - s.max(-1, keepdims=True)) * factor + np.float32(FP8_MAX_OFFSET))
+    o = _e4m3(p) @ v
+    return (o / p.sum(-1, keepdims=True)).astype(np.float16).astype(np.float64)
+
+
+def hadamard(size: int) -> np.ndarray:
+    """The orthonormal Walsh-Hadamard matrix of a power of two."""
+    h = np.ones((1, 1), np.float32)
+    while len(h) < size:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.float32(np.sqrt(size))
+
+
+def _e4m3(x: np.ndarray) -> np.ndarray:
+    return x.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+
+
+def _block_fp8(x: np.ndarray) -> np.ndarray:
+    """E4M3 with one float32 scale per block of rows."""
+    out = np.empty_like(x)
+    for at in range(0, len(x), FP8_BLOCK):
+        block = x[at : at + FP8_BLOCK]
+        scale = np.abs(block).max() / np.float32(448)
+        out[at : at + FP8_BLOCK] = _e4m3(block / scale) * scale
+    return out
+
+
+def _device(name: str, format: Format) -> Callable[[Inputs], np.ndarray]:
+    query_format = Format.BF16 if format is Format.BF16 else Format.FP16
+
+    def kernel(inputs: Inputs) -> np.ndarray:
+        q, k, v = (x[None] for x in inputs)
+        out = attention(
+            preset(name), q, k, v, format=format, query_format=query_format,
+            output_format=OutputFormat.BF16 if format is Format.BF16 else OutputFormat.FP16,
+        )  # fmt: skip
+        return out[0].astype(np.float64)
+
+    return kernel
