@@ -129,6 +129,7 @@ class AttentionEngine(wiring.Component):
             sequencer.drained_slot.eq(drain.drained_slot),
             sequencer.walking.eq(path.walking),
             sequencer.loading.eq(self.loading),
+            sequencer.draining.eq(drain.busy),
             self.slot_free.eq(sequencer.slot_free),
             self.beat.eq(sequencer.beat),
             self.cause.eq(sequencer.cause),

@@ -39,7 +39,7 @@ class Sequencer(wiring.Component):
         ended0, ended1 : Out. Valid while the slot's job drains.
         slot_free : Out(2). The slot's queries and row parameters may be overwritten.
         taken, taken_slot : In. A job enters the slot.
-        walking, loading : In. For the stall cause. beat, useful, cause, busy : Out, for the counters.
+        walking, loading, draining : In. For the stall cause. beat, useful, cause, busy : Out, for the counters.
     Latency
         1 cycle from a beat's arrival to its tag.
     Throughput
@@ -82,6 +82,7 @@ class Sequencer(wiring.Component):
                 "taken_slot": In(1),
                 "walking": In(1),
                 "loading": In(1),
+                "draining": In(1),
                 "ended0": Out(ended_layout()),
                 "ended1": Out(ended_layout()),
                 "slot_free": Out(2, init=3),
@@ -405,5 +406,5 @@ class Sequencer(wiring.Component):
             m.d.comb += self.cause.eq(Stall.WALK)
         with m.Elif(self.loading):
             m.d.comb += self.cause.eq(Stall.QUERY)
-        with m.Else():
+        with m.Elif(self.draining):
             m.d.comb += self.cause.eq(Stall.DRAIN)

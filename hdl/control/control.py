@@ -33,7 +33,8 @@ class Control(wiring.Component):
     """Registers, command ring, dispatch, job loader, completions and counters.
 
     Function
-        Fetches commands from the ring, checks them, starts them in order and writes their completions.
+        Fetches commands from the ring, checks them, starts them in order and writes their
+        completions.
     Members
         csr : AXI4-Lite. irq : level.
         ring, loader : ReadPorts. completion : WritePort.
@@ -41,9 +42,9 @@ class Control(wiring.Component):
         job, segment : streams of job_layout and segment_layout: a job, then its segments.
         row, query : write strobes (row_layout, query_layout).
         slot_free : see JobLoader. attend_done : stream of EVENT, `ident` as in the job.
-        beat, useful, stall : what the array did in this cycle. read_beat, kv_beat : from ReadArbiter;
-        write_bytes : from WriteArbiter.
-        busy : a command is waiting or in flight.
+        beat, useful, stall : what the array did in this cycle. read_beat, kv_beat : from
+        ReadArbiter; write_bytes : from WriteArbiter.
+        busy : a command is waiting or in flight. loading : an ATTEND is being read in (stall cause).
     Errors
         A bad command's completion carries Error and field; see `m890.hdl.control.checks`.
     """
@@ -68,6 +69,7 @@ class Control(wiring.Component):
     kv_beat: Signal
     write_bytes: Signal
     busy: Signal
+    loading: Signal
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
@@ -93,6 +95,7 @@ class Control(wiring.Component):
                 "kv_beat": In(1),
                 "write_bytes": In(range(config.port_bytes + 1)),
                 "busy": Out(1),
+                "loading": Out(1),
             }
         )
 
@@ -132,6 +135,7 @@ class Control(wiring.Component):
             self.irq.eq(csr.irq),
             self.row.eq(jobs.row),
             self.query.eq(jobs.query),
+            self.loading.eq(jobs.loading),
             jobs.slot_free.eq(self.slot_free),
             jobs.limit.eq(csr.limit),
             fetch.enable.eq(csr.enable & ~csr.reset),
@@ -174,7 +178,8 @@ class Control(wiring.Component):
         return m
 
     def _append_done(self, m: Module, event: Any) -> None:
-        """The append unit does not know fields: a bad page lies with the sequence, the rest with K."""
+        """The append unit does not know fields: a bad page lies with the sequence, the rest with
+        K."""
         source = self.append_done
         names = [field_index(APPEND, n) for n in ("sequence", "k")]
         m.d.comb += [

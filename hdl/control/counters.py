@@ -14,9 +14,10 @@ class Counters(wiring.Component):
     """The counters of `m890.hdl.registers`.
 
     Function
-        Every cycle counts as a beat or as exactly one stall cause, so that CYCLES = BEATS + the sum of
-        all STALL counters. Without an ATTEND job in the core a cycle without a beat is IDLE, whatever
-        `stall` says; with one, IDLE counts as QUERY (its tables or queries are being read).
+        Every cycle counts as a beat or as exactly one stall cause, so that CYCLES = BEATS + the sum
+        of all STALL counters. Without an ATTEND job in the core a cycle without a beat is IDLE,
+        whatever `stall` says; with one, IDLE counts as QUERY (its tables or queries are being
+        read).
     Members
         beat, useful, stall : of the array's cycle. attending : an ATTEND job is in the core.
         job : an ATTEND completed without error. tokens : tokens appended in this cycle.
@@ -25,8 +26,8 @@ class Counters(wiring.Component):
         select : counter to look at; low, high : its words.
         cycles : the cycle counter.
     Latency
-        Events show after 2 cycles. The upper word lags one cycle behind the lower, so a reader takes
-        `high` in the cycle after `low`. `cycles` is exact.
+        Events show after 2 cycles. The upper word lags one cycle behind the lower, so a reader
+        takes `high` in the cycle after `low`. `cycles` is exact.
     Storage
         64 bits per counter.
     """
@@ -82,7 +83,7 @@ class Counters(wiring.Component):
         m.d.sync += [
             counted.eq(1),
             beat.eq(self.beat),
-            useful.eq(self.beat & self.useful),
+            useful.eq(self.useful),
             stall.eq(Mux(self.beat, 0, 1 << Value.cast(cause))),
         ]
         port = self._config.port_bytes

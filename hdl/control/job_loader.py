@@ -32,18 +32,17 @@ OUTSTANDING = 8
 
 
 class JobLoader(wiring.Component):
-    """Three jobs at once: the tables of one are checked, the queries of the one before it are loaded,
-    the segments of the one before that are handed to the walker.
+    """Loads jobs, three at once: tables of one, queries of the one before, segments before that.
 
     Function
-        Tables and segments of a job are kept in one of ATTENDS banks until its last segment has been
-        taken. `job` is offered when everything of the job is loaded, then its segments follow.
+        Tables and segments of a job are kept in one of ATTENDS banks until its last segment has
+        been taken. `job` is offered when everything of the job is loaded, then its segments follow.
     Members
         i : stream of attend_layout. limit : memory in port beats. read : to the arbiter.
         sequence_address, sequence_entry : sequence table. mask_valid, mask, mask_ident, plane,
         meets_append : interlock.
-        slot_free : bit s is set while slot s may be overwritten; it must be clear from the cycle after
-        a job of that slot is taken until the array needs its rows and queries no more.
+        slot_free : bit s is set while slot s may be overwritten; it must be clear from the cycle
+        after a job of that slot is taken until the array needs its rows and queries no more.
         row, query : write strobes. job, segment : streams. event[0], event[1] : streams of EVENT.
     Latency
         `i` to `job`: two memory latencies + rows + 6 x segments + rows x tiles + 20 cycles.
@@ -67,6 +66,7 @@ class JobLoader(wiring.Component):
     plane: Signal
     meets_append: Signal
     slot_free: Signal
+    loading: Signal
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
@@ -88,6 +88,7 @@ class JobLoader(wiring.Component):
                 "job": Out(stream.Signature(job_layout(config))),
                 "segment": Out(stream.Signature(segment_layout(config))),
                 "event": Out(stream.Signature(EVENT)).array(2),
+                "loading": Out(1),
             }
         )
 
@@ -139,7 +140,10 @@ class JobLoader(wiring.Component):
         self._share_reads(m, tables, queries)
         bank, freed = self._offer(m, queries, jobs, segments, segment_bits)
         busy = Signal(ATTENDS)
-        m.d.comb += tables.bank_busy.eq(busy.bit_select(tables.bank, 1))
+        m.d.comb += [
+            tables.bank_busy.eq(busy.bit_select(tables.bank, 1)),
+            self.loading.eq(self.i.valid | ~self.i.ready | busy.any()),
+        ]
         with m.If(tables.job.valid & tables.job.ready):
             m.d.sync += busy.bit_select(tables.bank, 1).eq(1)
         with m.If(queries.event.valid & queries.event.ready):
