@@ -1,11 +1,12 @@
 """Port beats to element beats."""
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import CoreConfig
 from m890.hdl.kv.items import beat_layout, elements_layout
+from m890.hdl.memory.queue import Queue
 
 
 class Gearbox(wiring.Component):
@@ -21,9 +22,9 @@ class Gearbox(wiring.Component):
     Throughput
         One element beat per cycle, across changes of format too.
     Backpressure
-        Combinational from o.ready to i.ready.
+        i.ready depends on i.payload and stored state, not on o.ready.
     Storage
-        One element beat.
+        Two element beats.
     """
 
     i: stream.Interface
@@ -43,20 +44,18 @@ class Gearbox(wiring.Component):
         lanes, beat = self.config.lanes, self.i.payload
         high = Signal()  # the low half has gone
 
-        def half(n: int):
+        def half(n: int) -> Value:
             codes = [beat.data[8 * (n * lanes + lane) :][:8] for lane in range(lanes)]
             return Cat(Cat(code, Const(0, 8)) for code in codes)
 
-        free = ~self.o.valid | self.o.ready
-        m.d.comb += self.i.ready.eq(free & (~beat.tag | high))
-        with m.If(free):
-            m.d.sync += self.o.valid.eq(self.i.valid)
-            with m.If(self.i.valid):
-                m.d.sync += high.eq(beat.tag & ~high)
-                with m.If(~beat.tag):
-                    m.d.sync += self.o.payload.as_value().eq(beat.data)
-                with m.Elif(high):
-                    m.d.sync += self.o.payload.as_value().eq(half(1))
-                with m.Else():
-                    m.d.sync += self.o.payload.as_value().eq(half(0))
+        # Two places, so that the array's ready ends here and does not reach the buffer's memory.
+        m.submodules.out = out = Queue(elements_layout(self.config), 2)
+        wiring.connect(m, out.o, wiring.flipped(self.o))
+        m.d.comb += [
+            self.i.ready.eq(out.i.ready & (~beat.tag | high)),
+            out.i.valid.eq(self.i.valid),
+            out.i.payload.as_value().eq(Mux(beat.tag, Mux(high, half(1), half(0)), beat.data)),
+        ]
+        with m.If(out.i.valid & out.i.ready):
+            m.d.sync += high.eq(beat.tag & ~high)
         return m

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import CoreConfig
 from m890.hdl.kv.items import elements_layout
+from m890.hdl.memory.queue import Queue
 from m890.hdl.memory.sram import Sram
 
 
@@ -37,9 +38,10 @@ class Transposer(wiring.Component):
     Throughput
         One beat per cycle in and out; a tile leaves while the next one comes.
     Backpressure
-        Combinational from o.ready to the read side only; i.ready depends on stored state.
+        Nothing depends on o.ready combinationally; i.ready depends on stored state.
     Storage
-        lanes banks of 2 lanes x 16 bits, one write and one read port; two element beats.
+        lanes banks of 2 lanes x 16 bits, one write and one read port; three element
+        beats.
     """
 
     i: stream.Interface
@@ -101,14 +103,15 @@ class Transposer(wiring.Component):
                 bank.write_enable.eq(write),
             ]
 
-        # Read: address, then rotate back into the output register.
+        # Read: address, then rotate back into the output's two places.
+        m.submodules.out = out = Queue(self.o.payload.shape(), 2)
+        wiring.connect(m, out.o, wiring.flipped(self.o))
         feature = Signal(bits)
         read_half = Signal()
         read, reading = Signal(), Signal()
         read_feature = Signal(bits)
-        take = Signal()  # the output register takes what was read
+        take = out.i.ready
         m.d.comb += [
-            take.eq(~self.o.valid | self.o.ready),
             read.eq(Mux(read_half, full[1], full[0]) & (~reading | take)),
         ]
         with m.If(read):
@@ -126,16 +129,13 @@ class Transposer(wiring.Component):
                 bank.read_address[0].eq((n - feature)[:bits] | read_half << bits),
                 bank.read_enable[0].eq(read),
             ]
-        out = self.o.payload
         outgoing = rotated(
             m, "turn", [bank.read_data[0] for bank in banks], read_feature, down=True
         )
-        with m.If(take):
-            m.d.sync += self.o.valid.eq(reading)
-            with m.If(reading):
-                m.d.sync += [
-                    *(out.data[n].eq(value) for n, value in enumerate(outgoing)),
-                    out.first.eq(read_feature == 0),
-                    out.last.eq(read_feature.all()),
-                ]
+        m.d.comb += [
+            out.i.valid.eq(reading),
+            *(out.i.payload.data[n].eq(value) for n, value in enumerate(outgoing)),
+            out.i.payload.first.eq(read_feature == 0),
+            out.i.payload.last.eq(read_feature.all()),
+        ]
         return m
