@@ -18,8 +18,8 @@ class AddressCheck(wiring.Component):
 
     Function
         ok = address < 2^address_bits and address + count x stride + size <= limit, exactly; all but
-        `address` in port beats. The product is made by adding shifted strides: one bit of `count` per
-        cycle, so that one adder does for all.
+        `address` in port beats. The product is made by adding shifted strides: one bit of `count`
+        per cycle, so that one adder does for all.
     Members
         start : begin; the operands are read in this cycle only. busy : not done yet.
         ok : valid from the cycle in which busy falls until the next start.

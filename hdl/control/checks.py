@@ -48,8 +48,8 @@ def field_index(record: Record, name: str) -> int:
 class Rules:
     """Checks of one configuration; `memory` ranges are in port beats.
 
-    Every rule reads the command and the two table entries that it names, nothing else; so whether it
-    holds does not depend on what runs. Entries of a command that needs none are ignored.
+    Every rule reads the command and the two table entries that it names, nothing else; so whether
+    it holds does not depend on what runs. Entries of a command that needs none are ignored.
     """
 
     def __init__(self, config: CoreConfig, commands: dict[Opcode, Any], plane: Any, sequence: Any):

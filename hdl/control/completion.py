@@ -21,12 +21,14 @@ class Completion(wiring.Component):
     """Writes completions in the order in which commands complete.
 
     Function
-        An event names its command's entry; the record is that entry's tag, opcode and start, the event's
-        outcome, the cycle it was taken in, and the round of the ring (`phase`). COMPLETION_TAIL
-        counts records that memory has acknowledged. A record waits while the ring is full.
+        An event names its command's entry; the record is that entry's tag, opcode and start, the
+        event's outcome, the cycle it was taken in, and the round of the ring (`phase`).
+        COMPLETION_TAIL counts records that memory has acknowledged. A record waits while the ring
+        is full.
     Members
         begin, begin_ident, entry : a command was taken up. cycles : the cycle counter.
-        event[n] : streams of EVENT; the lowest goes first (at most ENTRIES events exist, so none starves).
+        event[n] : streams of EVENT; the lowest goes first (at most ENTRIES events exist, so none
+        starves).
         release, release_ident : the entry can be used again.
         base, size, head : completion ring and what firmware has read. drop : write nothing.
         clear : back to the ring's first entry; while idle only.
@@ -94,7 +96,7 @@ class Completion(wiring.Component):
         m.submodules.entries = entries = Sram(ENTRY, ENTRIES)
         event = Signal(EVENT)
         end = Signal(64)
-        entry = entries.read_data[0]
+        entry: Any = entries.read_data[0]
         record = Signal(record_layout(COMPLETION))
         issued = Signal(16)  # records on their way to memory or there
         phase = Signal(32, init=1)

@@ -30,9 +30,10 @@ class Csr(wiring.Component):
     """The register file of `m890.hdl.registers`.
 
     Function
-        Writing RING_TAIL is the doorbell. A tail more than RING_SIZE commands ahead of the head, or an
-        unusable ring when CONTROL enables it, is refused: STATUS shows the error, bit 1 of
-        IRQ_STATUS is set, nothing else happens. Clearing that bit, or CONTROL bit 1, clears the error.
+        Writing RING_TAIL is the doorbell. A tail more than RING_SIZE commands ahead of the head, or
+        an unusable ring when CONTROL enables it, is refused: STATUS shows the error, bit 1 of
+        IRQ_STATUS is set, nothing else happens. Clearing that bit, or CONTROL bit 1, clears the
+        error.
         CONTROL bit 1 stops the core (`reset`), forgets commands that have not started, waits until
         those in flight are done, and only then clears ring pointers and counters and answers.
         Set-up registers ignore writes while the ring is enabled.
@@ -42,8 +43,8 @@ class Csr(wiring.Component):
         core is idle and pointers and counters return to zero.
         limit : memory in port beats. ring_base, ring_size, ring_tail, completion_base,
         completion_size, completion_head : as the registers.
-        busy, ring_head, completion_tail, completed (pulse), failed (pulse: a completion could not be
-        written) : from the core.
+        busy, ring_head, completion_tail, completed (pulse), failed (pulse: a completion could not
+        be written) : from the core.
         counter : number of the counter that is read; counter_low is its lower word, and
         counter_high its upper word one cycle later.
     Latency

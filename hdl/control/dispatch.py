@@ -41,8 +41,10 @@ class Dispatch(wiring.Component):
     Members
         i : stream of COMMAND. drop : throw commands away instead of starting them.
         limit : memory in port beats. cycles : the cycle counter.
-        free, free_ident, take : entries (InFlight). begin, entry : what Completion keeps of a command.
-        ident, plane, hash, mark_append, mark_attend and the answers others ... plane_used : interlock.
+        free, free_ident, take : entries (InFlight). begin, entry : what Completion keeps of a
+        command.
+        ident, plane, hash, mark_append, mark_attend and the answers others ... plane_used :
+        interlock.
         append, attend, event : streams of append_layout, attend_layout, EVENT.
         sequence_address, sequence_entry : a second read port of the sequence table, for the loader;
         the entry shows one cycle after the address.
@@ -83,14 +85,15 @@ class Dispatch(wiring.Component):
         self._config = config
         ident = range(ENTRIES)
         inputs = {
-            "drop": 1, "limit": config.address_bits - beat_bits(config) + 1, "cycles": 64, "free": 1,
-            "free_ident": ident, "others": 1, "append_room": 1, "attend_room": 1,
+            "drop": 1, "limit": config.address_bits - beat_bits(config) + 1, "cycles": 64,
+            "free": 1, "free_ident": ident, "others": 1, "append_room": 1, "attend_room": 1,
             "meets_attend": 1, "sequence_used": 1, "plane_used": 1,
             "sequence_address": bits(config.sequences),
         }  # fmt: skip
         outputs = {
             "take": 1, "entry": ENTRY, "ident": ident, "plane": PLANE_BITS, "hash": HASH_BITS,
-            "mark_append": 1, "mark_attend": 1, "sequence_entry": sequence_layout(config), "idle": 1,
+            "mark_append": 1, "mark_attend": 1, "idle": 1,
+            "sequence_entry": sequence_layout(config),
         }  # fmt: skip
         super().__init__(
             {
@@ -280,13 +283,15 @@ class Dispatch(wiring.Component):
                 table.write_address.eq(Mux(self._clears, clearing, index)),
             ]
         with m.If(~self._clears):
+            plane_data: Any = planes.write_data
+            sequence_data: Any = sequences.write_data
             m.d.comb += [
-                planes.write_data.base.eq(plane.base),
-                planes.write_data.stride.eq(plane.stride),
-                planes.write_data.tiles.eq(plane.head),
-                planes.write_data.format.eq(plane.format),
-                sequences.write_data.table.eq(sequence.table),
-                sequences.write_data.capacity.eq(sequence.capacity),
+                plane_data.base.eq(plane.base),
+                plane_data.stride.eq(plane.stride),
+                plane_data.tiles.eq(plane.head),
+                plane_data.format.eq(plane.format),
+                sequence_data.table.eq(sequence.table),
+                sequence_data.capacity.eq(sequence.capacity),
             ]
 
     def _payloads(self, m: Module, commands: dict[Opcode, Any], plane: Any, sequence: Any) -> None:

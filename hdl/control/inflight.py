@@ -13,9 +13,9 @@ class InFlight(wiring.Component):
     """Entries of commands in flight and the interlock between them.
 
     Function
-        An entry is taken by each command and released by its completion. While an ATTEND or APPEND runs,
-        its entry holds its plane and its sequences: APPEND one, ATTEND a mask with one bit per hash
-        (sequence modulo 64), unknown until its segment table has been read. Commands on different
+        An entry is taken by each command and released by its completion. While an ATTEND or APPEND
+        runs, its entry holds its plane and its sequences: APPEND one, ATTEND a mask with one bit
+        per hash (sequence modulo 64), unknown until its segment table has been read. Commands on different
         planes never meet: the pages of a plane are its own.
     Members
         free, free_ident : an entry can be taken, and which. take : take it.

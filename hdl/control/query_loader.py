@@ -29,7 +29,8 @@ class QueryLoader(wiring.Component):
         slot_free : bit s, slot s may be overwritten.
         request : stream of request_layout. data_valid, data, last, error : what came back.
         row, query : write strobes (row_layout, query_layout).
-        o : stream of LOADED. event : stream of EVENT, for a job with an error, whose bank is then free.
+        o : stream of LOADED. event : stream of EVENT, for a job with an error, whose bank is then
+        free.
     Latency
         4 cycles + the longer of rows and memory's latency + rows x tiles.
     Throughput

@@ -21,13 +21,15 @@ class RingFetch(wiring.Component):
     """Reads commands from the ring in memory.
 
     Function
-        While enabled, commands from head to tail are requested one by one; `head` counts a command once
-        it has arrived, so that firmware may overwrite its entry. On a port wider than a command each
-        command is read with its beat, at its own time: its neighbour may not be written yet.
+        While enabled, commands from head to tail are requested one by one; `head` counts a command
+        once it has arrived, so that firmware may overwrite its entry. On a port wider than a
+        command each command is read with its beat, at its own time: its neighbour may not be
+        written yet.
     Members
         enable, base (bytes, 128-byte aligned), size (power of two), tail : from the registers.
         clear : head returns to zero; only while idle. head : commands fetched so far.
-        idle : nothing to fetch, on its way or waiting. read : to the arbiter. o : stream of COMMAND.
+        idle : nothing to fetch, on its way or waiting. read : to the arbiter. o : stream of
+        COMMAND.
     Latency
         That of memory + 4 cycles.
     Throughput

@@ -57,8 +57,9 @@ class TableReader(wiring.Component):
     """Reads the tables of one job after the other, checks every entry, and stores them in a bank.
 
     Function
-        The next job's tables are fetched while this one's are checked. A row per cycle, then segments
-        one by one: sequence looked up, range checked, addresses of RAW states and biases checked.
+        The next job's tables are fetched while this one's are checked. A row per cycle, then
+        segments one by one: sequence looked up, range checked, addresses of RAW states and biases
+        checked.
         Then the job's sequences are made known to the interlock, and it waits for APPENDs in flight
         on any of them. A job with an error leaves no trace but an event.
     Members
@@ -320,7 +321,8 @@ class TableReader(wiring.Component):
         ], bias
 
     def _range(self, m: Module, check: AddressCheck, word: Any, job: Any) -> None:
-        """RAW: `rows` states; bias: one beat per chunk and row, from the chunk that holds `start`."""
+        """RAW: `rows` states; bias: one beat per chunk and row, from the chunk that holds
+        `start`."""
         lane = bits(self._config.lanes)
         chunks = (word.end[:TOKEN_BITS] - 1 >> lane) - (word.start[:TOKEN_BITS] >> lane) + 1
         is_raw = word.kind == SegmentKind.RAW

@@ -112,8 +112,8 @@ class Picker(wiring.Component):
 
     Function
         The control class goes first; but after BULK_TURN of its bursts in a row while bulk waits,
-        one of bulk goes first. Within a class the one after the last chosen goes first. So a request
-        that stays is granted within `bound` grants.
+        one of bulk goes first. Within a class the one after the last chosen goes first. So a
+        request that stays is granted within `bound` grants.
     Members
         request : one bit per requester. grant : one-hot choice, zero without a request.
         take : the choice is carried out in this cycle.

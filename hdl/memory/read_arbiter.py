@@ -25,8 +25,9 @@ class ReadArbiter(wiring.Component):
     """Shares the memory's read channels between requesters.
 
     Function
-        Requests are cut at 4 KiB, bursts of all requesters are interleaved; the AXI id is the number
-        of the requester, so beats come back in order per requester and may interleave between them.
+        Requests are cut at 4 KiB, bursts of all requesters are interleaved; the AXI id is the
+        number of the requester, so beats come back in order per requester and may interleave
+        between them.
     Members
         port[n] : ReadPort of requester n, seen from memory.
         axi : AR and R of the AXI4 port. `rready` is always 1.
@@ -36,14 +37,16 @@ class ReadArbiter(wiring.Component):
     Throughput
         One burst per cycle, one beat per cycle.
     Backpressure
-        A requester waits while `outstanding` of its bursts are on their way. `port[n].request.ready`
-        depends on registers and on other requests only, never on the AXI port.
+        A requester waits while `outstanding` of its bursts are on their way.
+        `port[n].request.ready` depends on registers and on other requests only, never on the AXI
+        port.
     Storage
         Per requester one request and `outstanding` bits; two bursts at AR; one beat at R.
     Errors
         A beat whose `rresp` is not OKAY is passed on with `error`.
     Parameters
-        requesters (up to 16); control : those that go first (Picker); kv : those that `kv_beat` counts.
+        requesters (up to 16); control : those that go first (Picker); kv : those that `kv_beat`
+        counts.
     """
 
     port: Any

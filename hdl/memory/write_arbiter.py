@@ -30,8 +30,8 @@ class WriteArbiter(wiring.Component):
     """Shares the memory's write channels between requesters.
 
     Function
-        Requests are cut at 4 KiB and their bursts interleaved; the beats of a burst are contiguous and
-        in the order of the bursts. The AXI id is the number of the requester.
+        Requests are cut at 4 KiB and their bursts interleaved; the beats of a burst are contiguous
+        and in the order of the bursts. The AXI id is the number of the requester.
     Members
         port[n] : WritePort of requester n, seen from memory.
         axi : AW, W and B of the AXI4 port. `bready` is always 1.

@@ -1,0 +1,103 @@
+"""The whole of control with engines and memory played in Python."""
+
+import itertools
+
+from m890.hdl.commands import Opcode
+from m890.hdl.numerics.formats import Format
+from m890.testbench.hdl.control.machine import Machine
+
+SEQUENCE_TABLE = 0x2000
+QUERY, OUTPUT, TABLES = 0x3000, 0x3800, 0x4000
+
+
+def plane(machine, number=3, base=0x8000):
+    return {"plane": number, "format": Format.E4M3, "head": 2, "base": base, "stride": 0x140}
+
+
+async def set_up(machine, sequences=(2,)):
+    """A plane and some sequences of 64 tokens."""
+    assert (await machine.perform(Opcode.PLANE, **plane(machine)))["error"] == 0
+    for s in sequences:
+        found = await machine.perform(
+            Opcode.SEQUENCE, sequence=s, table=SEQUENCE_TABLE + 32 * s, capacity=64
+        )
+        assert found["error"] == 0
+
+
+def attend(**changes):
+    return {
+        "plane": 3, "rows": 3, "segments": 2, "tables": TABLES, "query": QUERY, "output": OUTPUT,
+        "query_stride": 0x40, "output_stride": 0x50, "window": 9, "sinks": 2, "causal": 1,
+        "query_format": 1, "output_format": 1, "softcap": 0x3F800000, "softcap_inverse": 5,
+        **changes,
+    }  # fmt: skip
+
+
+def rows(machine, count=3):
+    return [
+        {
+            "position": machine.rng.randrange(1 << 24),
+            "draft": machine.rng.getrandbits(32),
+            "sink": machine.rng.getrandbits(32),
+        }
+        for _ in range(count)
+    ]
+
+
+def segment(**changes):
+    return {"kind": 0, "sequence": 2, "start": 3, "end": 60, "row_mask": 5, **changes}
+
+
+def test_every_command_reaches_its_engine_and_completes(seed):
+    machine = Machine(seed)
+    table = rows(machine)
+    segments = [segment(), segment(kind=1, start=60, end=64, row_mask=2)]
+
+    async def test(machine):
+        await machine.start()
+        assert (await machine.perform(Opcode.NOP))["error"] == 0
+        await set_up(machine)
+        found = await machine.perform(
+            Opcode.APPEND, plane=3, sequence=2, start=10, tokens=7, source_format=1, k=QUERY,
+            v=OUTPUT, source_stride=0x20,
+        )  # fmt: skip
+        assert (found["error"], found["status"]) == (0, 8)
+        machine.tables(TABLES, table, segments)
+        found = await machine.perform(Opcode.ATTEND, **attend())
+        assert (found["error"], found["status"], found["beats"]) == (0, 3, 77)
+        assert (await machine.perform(Opcode.FENCE))["error"] == 0
+
+    machine.run(test)
+    (append,) = machine.appends
+    ident = append.pop("ident")
+    assert ident < 8
+    assert append == {
+        "base": 0x8000, "stride": 0x140, "tiles": 2, "format": Format.E4M3, "start": 10,
+        "table": SEQUENCE_TABLE + 64, "tokens": 7, "source_format": 1, "k": QUERY, "v": OUTPUT,
+        "source_stride": 0x20,
+    }  # fmt: skip
+    (job,) = machine.jobs
+    fields = attend()
+    assert job.job.pop("ident") < 8
+    assert job.job == {
+        "slot": 0, "base": 0x8000, "stride": 0x140, "tiles": 2, "format": Format.E4M3, "sink": 0,
+        "bias": 0,
+        **{
+            n: fields[n]
+            for n in (
+                "rows", "segments", "output", "output_stride", "window", "sinks", "causal",
+                "query_format", "output_format", "softcap", "softcap_inverse",
+            )
+        },
+    }  # fmt: skip
+    for r, row in enumerate(table):
+        assert job.rows[r] == {"valid": 1, "slot": 0, "row": r, **row}
+    for r, tile in itertools.product(range(3), range(2)):
+        at = QUERY + 0x40 * r + 16 * tile
+        assert job.queries[r, tile] == int.from_bytes(machine.memory[at : at + 16], "little")
+    for n, (seen, asked) in enumerate(zip(job.segments, segments, strict=True)):
+        assert seen == {
+            "kind": asked["kind"], "start": asked["start"], "end": asked["end"], "address": 0,
+            "row_mask": asked["row_mask"], "table": SEQUENCE_TABLE + 64, "first": n == 0,
+            "last": n == 1, "index": n,
+        }  # fmt: skip
