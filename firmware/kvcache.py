@@ -17,7 +17,7 @@ from m890.firmware.errors import (
 )
 from m890.firmware.kv.pool import PagePool
 from m890.firmware.kv.prefix import Node, PrefixTree
-from m890.firmware.memory_map import PlaneShape, round_up
+from m890.firmware.memory_map import PlaneShape, pool_bytes, round_up
 from m890.hdl.numerics.formats import Format
 
 NO_PAGE = 0xFFFFFFFF
@@ -86,7 +86,7 @@ class KvCache:
         self.limit = min(most, self.pages * self.page_tokens)
         self.stride = shape.stride(config)
         region = driver.map.allocate(
-            "planes", self.pages * self.stride * shape.planes, max(4096, self.stride)
+            "planes", pool_bytes(config, shape, self.pages), max(4096, self.stride)
         )
         self.plane_base = region.start + np.arange(shape.planes) * self.pages * self.stride
         self._bytes = driver.view(region.start, (shape.planes, self.pages, self.stride), np.uint8)

@@ -67,18 +67,39 @@ class MemoryMap:
         return region
 
     def pages_that_fit(self, shape: PlaneShape, limit: int | None = None) -> int:
-        """Pages of a pool that fills what is left, at most the core's (or `limit`) pages.
+        """Pages of a pool in what is left, at most the core's (or `limit`) pages.
 
-        MemoryFull when not even one page of every plane fits.
+        Planes lie one behind the other, each with room for the pool's pages; as the core checks
+        every plane for room for all of *its* pages, the last plane has that much behind it.
+        MemoryFull when that leaves no page.
         """
-        stride = shape.stride(self.config)
+        stride, most = shape.stride(self.config), self.config.pages
         left = self.size - round_up(self._next, max(4096, stride))
-        pages = min(left // (stride * shape.planes), limit or self.config.pages, self.config.pages)
-        if pages < 1:
+        pages = min(limit or most, most)
+        if shape.planes > 1:
+            pages = min(pages, (left // stride - most) // (shape.planes - 1))
+        if pages < 1 or pool_bytes(self.config, shape, pages) > left:
             raise MemoryFull(
-                f"a page of {shape.planes} planes", stride * shape.planes, max(0, left)
+                f"a pool of {shape.planes} planes", pool_bytes(self.config, shape, 1), max(0, left)
             )
         return pages
+
+
+def pool_bytes(config: CoreConfig, shape: PlaneShape, pages: int) -> int:
+    """Bytes of a pool of `pages` pages, and of what the core wants to find behind it."""
+    return ((shape.planes - 1) * pages + config.pages) * shape.stride(config)
+
+
+def memory_bytes(
+    config: CoreConfig, shape: PlaneShape, *, pages: int | None = None, scratch: int = 64 << 20
+) -> int:
+    """Memory that a device needs for a pool of `pages` pages (all of the core's unless given).
+
+    A few MiB are added for rings and block tables; a multiple of 1 MiB.
+    """
+    tables = 4 * config.pages * config.sequences
+    pool = pool_bytes(config, shape, pages or config.pages) + shape.stride(config)
+    return round_up(pool + tables + scratch + (8 << 20), 1 << 20)
 
 
 class Scratch:

@@ -1,0 +1,1 @@
+"""The model device: golden numbers with modelled time."""

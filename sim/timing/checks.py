@@ -1,0 +1,207 @@
+"""What the core refuses: the checks of commands and job tables, in the order of their fields."""
+
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from m890.hdl.commands import (
+    APPEND,
+    ATTEND,
+    PLANE,
+    ROW_BYTES,
+    SEGMENT,
+    SEGMENT_BYTES,
+    SEQUENCE,
+    Error,
+    Record,
+    SegmentKind,
+)
+from m890.hdl.config import TOKEN_BITS, CoreConfig
+from m890.hdl.layout import PageLayout, output_bytes, raw_stride
+from m890.hdl.numerics.formats import Format, OutputFormat
+
+FORMATS = frozenset(int(f) for f in Format)
+KINDS = frozenset(int(k) for k in SegmentKind)
+SEGMENT_FIELD = len(ATTEND.fields)
+"""A completion's field index of SEGMENT's first field."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A command's outcome: error, index of the field, and of the segment or token."""
+
+    error: Error
+    field: int
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Plane:
+    """An entry of the plane table."""
+
+    base: int
+    stride: int
+    layout: PageLayout
+
+
+@dataclass
+class Tables:
+    """The core's plane and sequence tables, and the bounds that fields are checked against."""
+
+    config: CoreConfig
+    memory: np.ndarray
+    limit: int = 0
+    planes: dict[int, Plane] = field(default_factory=dict)
+    sequences: dict[int, tuple[int, int]] = field(default_factory=dict)  # table, capacity
+
+    def page(self, table: int, token: int) -> int:
+        """Entry of a block table for a token."""
+        at = table + 4 * (token // self.config.page_tokens)
+        return int.from_bytes(self.memory[at : at + 4].tobytes(), "little")
+
+    # ---------------------------------------------------------------- commands
+
+    def check_plane(self, c: dict[str, int]) -> Failure | None:
+        config, port = self.config, self.config.port_bytes
+        if c["plane"] >= config.planes:
+            return _failure(PLANE, "plane", Error.BAD_PLANE)
+        if c["format"] not in FORMATS:
+            return _failure(PLANE, "format", Error.BAD_FORMAT)
+        if not 1 <= c["head"] <= config.max_tiles:
+            return _failure(PLANE, "head", Error.BAD_HEAD_SIZE)
+        for name in ("base", "stride"):
+            if c[name] % port:
+                return _failure(PLANE, name, Error.BAD_ALIGNMENT)
+        if c["stride"] < PageLayout(config, Format(c["format"]), c["head"]).page_bytes:
+            return _failure(PLANE, "stride", Error.BAD_RANGE)
+        if not self._inside(c["base"], 0, config.pages, c["stride"]):
+            return _failure(PLANE, "base", Error.BAD_ADDRESS)
+        return None
+
+    def check_sequence(self, c: dict[str, int]) -> Failure | None:
+        config, port = self.config, self.config.port_bytes
+        if c["sequence"] >= config.sequences:
+            return _failure(SEQUENCE, "sequence", Error.BAD_SEQUENCE)
+        if c["capacity"] >= 1 << TOKEN_BITS:
+            return _failure(SEQUENCE, "capacity", Error.BAD_RANGE)
+        if c["table"] % port:
+            return _failure(SEQUENCE, "table", Error.BAD_ALIGNMENT)
+        per_beat = config.page_tokens * port // 4  # tokens whose page numbers fill a port beat
+        if not self._inside(c["table"], -(-c["capacity"] // per_beat) * port):
+            return _failure(SEQUENCE, "table", Error.BAD_ADDRESS)
+        return None
+
+    def check_append(self, c: dict[str, int]) -> Failure | None:
+        plane, port = self.planes.get(c["plane"]), self.config.port_bytes
+        if plane is None:
+            return _failure(APPEND, "plane", Error.BAD_PLANE)
+        if c["sequence"] not in self.sequences:
+            return _failure(APPEND, "sequence", Error.BAD_SEQUENCE)
+        table, capacity = self.sequences[c["sequence"]]
+        if c["tokens"] == 0:
+            return _failure(APPEND, "tokens", Error.BAD_RANGE)
+        if c["start"] + c["tokens"] > capacity:
+            return _failure(APPEND, "start", Error.BAD_RANGE)
+        if c["source_format"] not in (Format.BF16, Format.FP16):
+            return _failure(APPEND, "source_format", Error.BAD_FORMAT)
+        for name in ("k", "v", "source_stride"):
+            if c[name] % port:
+                return _failure(APPEND, name, Error.BAD_ALIGNMENT)
+        row = plane.layout.tiles * port
+        if c["source_stride"] < row:
+            return _failure(APPEND, "source_stride", Error.BAD_RANGE)
+        for name in ("k", "v"):
+            if not self._inside(c[name], row, c["tokens"] - 1, c["source_stride"]):
+                return _failure(APPEND, name, Error.BAD_ADDRESS)
+        return self._check_pages(table, c["start"], c["tokens"])
+
+    def _check_pages(self, table: int, start: int, tokens: int) -> Failure | None:
+        """Whether an APPEND's pages are the pool's; index: the token that has none."""
+        size = self.config.page_tokens
+        for page in range(start // size, (start + tokens - 1) // size + 1):
+            if self.page(table, page * size) >= self.config.pages:
+                return Failure(Error.BAD_PAGE, 0, max(0, page * size - start))
+        return None
+
+    def check_attend(self, c: dict[str, int]) -> Failure | None:
+        """The command's own fields; its segments are checked one by one after it."""
+        config, port = self.config, self.config.port_bytes
+        plane = self.planes.get(c["plane"])
+        if plane is None:
+            return _failure(ATTEND, "plane", Error.BAD_PLANE)
+        if not 1 <= c["rows"] <= config.rows:
+            return _failure(ATTEND, "rows", Error.BAD_ROWS)
+        if not 1 <= c["segments"] <= config.max_segments:
+            return _failure(ATTEND, "segments", Error.BAD_SEGMENTS)
+        for name in ("tables", "query", "output", "query_stride", "output_stride"):
+            if c[name] % port:
+                return _failure(ATTEND, name, Error.BAD_ALIGNMENT)
+        tiles = plane.layout.tiles
+        out = output_stride(config, tiles, OutputFormat(c["output_format"]))
+        if c["query_stride"] < tiles * port:
+            return _failure(ATTEND, "query_stride", Error.BAD_RANGE)
+        if c["output_stride"] < out:
+            return _failure(ATTEND, "output_stride", Error.BAD_RANGE)
+        if c["softcap"] and not config.softcap:
+            return _failure(ATTEND, "softcap", Error.BAD_FORMAT)
+        rows = -(-c["rows"] * ROW_BYTES // port) * port
+        tables = rows + -(-c["segments"] * SEGMENT_BYTES // port) * port
+        if not self._inside(c["tables"], tables):
+            return _failure(ATTEND, "tables", Error.BAD_ADDRESS)
+        if not self._inside(c["query"], tiles * port, c["rows"] - 1, c["query_stride"]):
+            return _failure(ATTEND, "query", Error.BAD_ADDRESS)
+        if not self._inside(c["output"], out, c["rows"] - 1, c["output_stride"]):
+            return _failure(ATTEND, "output", Error.BAD_ADDRESS)
+        return None
+
+    def check_segment(self, c: dict[str, int], s: dict[str, int], index: int) -> Failure | None:
+        """Segment `index` of the ATTEND c."""
+        config, port = self.config, self.config.port_bytes
+        tiles = self.planes[c["plane"]].layout.tiles
+
+        def failure(name: str, error: Error) -> Failure:
+            return Failure(error, SEGMENT_FIELD + _index(SEGMENT, name), index)
+
+        if s["kind"] not in KINDS:
+            return failure("kind", Error.BAD_SEGMENT_KIND)
+        if s["kind"] == SegmentKind.RAW:
+            if s["address"] % port:
+                return failure("address", Error.BAD_ALIGNMENT)
+            if not self._inside(s["address"], c["rows"] * raw_stride(config, tiles)):
+                return failure("address", Error.BAD_ADDRESS)
+            return None
+        if s["sequence"] not in self.sequences:
+            return failure("sequence", Error.BAD_SEQUENCE)
+        capacity = self.sequences[s["sequence"]][1]
+        if s["start"] > s["end"]:
+            return failure("start", Error.BAD_RANGE)
+        if s["end"] > capacity:
+            return failure("end", Error.BAD_RANGE)
+        if c["bias"]:
+            if s["address"] % port:
+                return failure("address", Error.BAD_ALIGNMENT)
+            chunks = -(-s["end"] // config.lanes) - s["start"] // config.lanes
+            if not self._inside(s["address"], chunks * c["rows"] * port):
+                return failure("address", Error.BAD_ADDRESS)
+        return None
+
+    def _inside(self, address: int, size: int, count: int = 0, stride: int = 0) -> bool:
+        end = address + count * stride + size
+        return address < 1 << self.config.address_bits and end <= self.limit
+
+
+def output_stride(config: CoreConfig, tiles: int, output_format: OutputFormat) -> int:
+    """Bytes of one row's output."""
+    if output_format == OutputFormat.RAW:
+        return raw_stride(config, tiles)
+    return output_bytes(config, tiles, 4 if output_format == OutputFormat.FP32 else 2)
+
+
+@functools.cache
+def _index(record: Record, name: str) -> int:
+    return record.fields.index(record.field(name))
+
+
+def _failure(record: Record, name: str, error: Error) -> Failure:
+    return Failure(error, _index(record, name))

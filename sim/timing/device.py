@@ -1,0 +1,201 @@
+"""A device without RTL: the ring from memory, golden numbers, modelled cycles."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m890.firmware.errors import DeviceTimeout
+from m890.firmware.log import COMPLETION_TYPE
+from m890.firmware.records import unpack
+from m890.hdl.commands import COMMAND_BYTES, COMMANDS, Error, Opcode
+from m890.hdl.config import CoreConfig
+from m890.hdl.layout import PageLayout
+from m890.hdl.numerics.formats import Format
+from m890.sim.timing.checks import Failure, Plane, Tables
+from m890.sim.timing.execute import Append, Attend, Executor
+from m890.sim.timing.jobs import JobReader
+from m890.sim.timing.model import Timing
+from m890.sim.timing.registers import RegisterFile
+
+
+class ModelDevice:
+    """Does what the core does, bit for bit, and guesses how long it takes.
+
+    Function
+        The same registers, commands, completions, checks and errors as the RTL. Every command
+        between head and tail runs when time passes (`run`), neighbours of one kind in one batch.
+    Errors
+        DeviceTimeout from `run(None)` when no command is left that could raise an interrupt.
+    """
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        memory_bytes: int,
+        *,
+        timing: Timing | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """`seed` fills the memory with random bytes, as hardware might find it; else zeros."""
+        size = -(-memory_bytes // 4096) * 4096
+        self.config = config
+        if seed is None:
+            self.memory: NDArray[np.uint8] = np.zeros(size, np.uint8)
+        else:
+            self.memory = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+        self.timing = timing or Timing()
+        self._registers = RegisterFile(config)
+        self._tables = Tables(config, self.memory)
+        self._jobs = JobReader(self._tables)
+        self._executor = Executor(self._tables)
+        self._run: dict[int, Callable[[list[dict[str, int]], NDArray], None]] = {
+            Opcode.PLANE: self._planes,
+            Opcode.SEQUENCE: self._sequences,
+            Opcode.APPEND: self._appends,
+            Opcode.ATTEND: self._attends,
+        }
+
+    # ---------------------------------------------------------------- Device
+
+    def read(self, address: int) -> int:
+        return self._registers.read(address)
+
+    def write(self, address: int, value: int) -> None:
+        self._registers.write(address, value)
+
+    def run(self, cycles: int | None = None) -> int:
+        registers = self._registers
+        before = registers.cycles
+        if registers.interrupt:
+            return 0
+        self._work()
+        if not registers.interrupt:
+            if cycles is None:
+                raise DeviceTimeout(0, "an interrupt, with no command left to run")
+            registers.cycles = max(registers.cycles, before + cycles)
+        return registers.cycles - before
+
+    def close(self) -> None:
+        pass
+
+    # ---------------------------------------------------------------- commands
+
+    def _work(self) -> None:
+        """Runs all commands for which the completion ring has room."""
+        registers = self._registers
+        count = registers.takeable
+        if not count:
+            return
+        at = (registers.head + np.arange(count)) % registers.ring_size
+        base = registers.ring_base
+        ring = self.memory[base : base + registers.ring_size * COMMAND_BYTES]
+        commands = ring.reshape(-1, COMMAND_BYTES)[at]
+        self._tables.limit = registers.limit
+        done = np.zeros(count, COMPLETION_TYPE)
+        done["opcode"] = commands[:, 0]
+        done["tag"] = commands[:, 2:4].copy().view("<u2")[:, 0]
+        registers.cycles += self.timing.latency
+        borders = np.flatnonzero(np.diff(commands[:, 0])) + 1
+        start = 0
+        for end in [*borders.tolist(), count]:
+            self._batch(commands[start:end], done[start:end])
+            start = end
+        self._complete(done)
+        registers.head = (registers.head + count) % (1 << 16)
+
+    def _batch(self, commands: NDArray[np.uint8], done: NDArray) -> None:
+        """Neighbouring commands of one opcode."""
+        opcode = int(commands[0, 0])
+        if opcode in self._run:
+            columns = unpack(COMMANDS[Opcode(opcode)], commands)
+            names = list(columns)
+            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+            self._run[opcode]([dict(zip(names, row, strict=True)) for row in rows], done)
+            return
+        if opcode not in COMMANDS:
+            done["error"] = Error.BAD_OPCODE
+        for one in done:
+            self._time(one, self.timing.command)
+
+    def _planes(self, commands: list[dict[str, int]], done: NDArray) -> None:
+        for c, one in zip(commands, done, strict=True):
+            failure = self._tables.check_plane(c)
+            self._time(one, self.timing.command, failure)
+            if failure is None:
+                layout = PageLayout(self.config, Format(c["format"]), c["head"])
+                self._tables.planes[c["plane"]] = Plane(c["base"], c["stride"], layout)
+
+    def _sequences(self, commands: list[dict[str, int]], done: NDArray) -> None:
+        for c, one in zip(commands, done, strict=True):
+            failure = self._tables.check_sequence(c)
+            self._time(one, self.timing.command, failure)
+            if failure is None:
+                self._tables.sequences[c["sequence"]] = (c["table"], c["capacity"])
+                if not c["capacity"]:
+                    del self._tables.sequences[c["sequence"]]
+
+    def _appends(self, commands: list[dict[str, int]], done: NDArray) -> None:
+        counters = self._registers.counters
+        jobs, places = [], []
+        for i, c in enumerate(commands):
+            failure = self._tables.check_append(c)
+            if failure is not None:
+                self._time(done[i], self.timing.command, failure)
+                continue
+            plane = self._tables.planes[c["plane"]]
+            jobs.append(Append(c, plane, self._tables.sequences[c["sequence"]][0]))
+            places.append(i)
+            tiles = plane.layout.tiles
+            self._time(done[i], self.timing.appended(self.config, tiles, c["tokens"]))
+            counters["TOKENS"] += c["tokens"]
+            counters["READ_BYTES"] += 2 * c["tokens"] * tiles * self.config.port_bytes
+            token = plane.layout.chunk_bytes // self.config.lanes
+            counters["WRITE_BYTES"] += c["tokens"] * token
+        if jobs:
+            self._executor.append(jobs)
+            done["status"][places] = [job.status for job in jobs]
+
+    def _attends(self, commands: list[dict[str, int]], done: NDArray) -> None:
+        counters = self._registers.counters
+        jobs: list[Attend] = []
+        places = []
+        for i, c in enumerate(commands):
+            job = self._jobs.read(c)
+            if isinstance(job, Failure):
+                self._time(done[i], self.timing.command, job)
+                continue
+            work = self._jobs.work(job)
+            self._time(done[i], self.timing.attend(work, idle=not jobs))
+            done[i]["beats"] = work.beats
+            counters["BEATS"] += work.beats
+            counters["USEFUL_BEATS"] += work.beats
+            counters["JOBS"] += 1
+            counters["READ_BYTES"] += work.read_bytes
+            counters["KV_BYTES"] += work.kv_bytes
+            counters["WRITE_BYTES"] += work.write_bytes
+            jobs.append(job)
+            places.append(i)
+        if jobs:
+            self._executor.attend(jobs)
+            done["status"][places] = [job.status for job in jobs]
+
+    def _time(self, one: np.void, cycles: int, failure: Failure | None = None) -> None:
+        """Start, end and outcome of one command."""
+        registers = self._registers
+        one["start"] = registers.cycles
+        registers.cycles += cycles
+        one["end"] = registers.cycles
+        if failure is not None:
+            one["error"], one["field"], one["index"] = failure.error, failure.field, failure.index
+
+    def _complete(self, done: NDArray) -> None:
+        """Writes completions to their ring."""
+        registers = self._registers
+        numbers = registers.completed + np.arange(len(done))
+        done["phase"] = 1 + numbers // registers.completion_size
+        base, size = registers.completion_base, registers.completion_size
+        ring = self.memory[base : base + size * COMPLETION_TYPE.itemsize].view(COMPLETION_TYPE)
+        ring[numbers % size] = done
+        registers.completed += len(done)
+        registers.irq_status |= 1

@@ -1,0 +1,338 @@
+"""Runs checked commands on device memory with the golden model, many at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m890.hdl.commands import SegmentKind
+from m890.hdl.layout import PageLayout, raw_stride
+from m890.hdl.numerics.formats import Format, OutputFormat
+from m890.sim import golden
+from m890.sim.timing.checks import Plane, Tables
+
+WASTE = 1.25
+"""Jobs share a golden call while the longest has at most this many times the shortest's tokens."""
+
+
+@dataclass
+class Append:
+    """A checked APPEND. status is set by the run."""
+
+    command: dict[str, int]
+    plane: Plane
+    table: int
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A segment of a job: [start, end), the chunks `first` ... `last` - 1 that are looked at.
+
+    addresses: of these chunks' bytes. rows: the row mask.
+    """
+
+    kind: SegmentKind
+    start: int
+    end: int
+    first: int
+    last: int
+    rows: int
+    addresses: NDArray[np.int64]
+    address: int  # of the bias of chunk `first`, or of the stored states
+    visible: int  # chunks that at least one row sees
+
+
+@dataclass
+class Attend:
+    """A checked ATTEND with its row table and segments. status is set by the run."""
+
+    command: dict[str, int]
+    plane: Plane
+    position: NDArray[np.int64]
+    draft: NDArray[np.int64]
+    sink: NDArray[np.uint32]
+    parts: list[Part]
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class _Strand:
+    """Rows of one job that see the same segments: computed apart from the job's other rows."""
+
+    job: Attend
+    rows: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def key(self) -> tuple:
+        """Strands with the same key fit one golden call."""
+        c, layout = self.job.command, self.job.plane.layout
+        names = (
+            "causal", "sink", "bias", "query_format", "output_format", "window", "sinks",
+            "softcap", "softcap_inverse",
+        )  # fmt: skip
+        kinds = tuple(p.kind for p in self.parts)
+        return (layout, len(self.rows), kinds, *(c[n] for n in names))
+
+    @property
+    def size(self) -> int:
+        return sum(p.last - p.first for p in self.parts)
+
+
+class Executor:
+    """Reads and writes device memory for the golden model; `tables` are the core's."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables, self.config, self.memory = tables, tables.config, tables.memory
+
+    # ---------------------------------------------------------------- append
+
+    def append(self, jobs: Sequence[Append]) -> None:
+        """Runs APPENDs in order; later ones win where they write the same token."""
+        groups: dict[tuple[PageLayout, int], list[Append]] = {}
+        for job in jobs:
+            key = (job.plane.layout, job.command["source_format"])
+            groups.setdefault(key, []).append(job)
+        for (layout, source), members in groups.items():
+            self._append_group(layout, Format(source), members)
+
+    def _append_group(self, layout: PageLayout, source: Format, jobs: list[Append]) -> None:
+        config, lanes, tiles = self.config, self.config.lanes, layout.tiles
+        counts = np.array([j.command["tokens"] for j in jobs])
+        job = np.repeat(np.arange(len(jobs)), counts)
+        offset = np.arange(len(job)) - (np.cumsum(counts) - counts)[job]
+
+        def column(name: str) -> NDArray[np.int64]:
+            return np.array([j.command[name] for j in jobs])[job]
+
+        token = column("start") + offset
+        table = np.array([j.table for j in jobs])[job]
+        entry = table + 4 * (token // config.page_tokens)
+        page = self._words("<u4")[entry // 4].astype(np.int64)
+        base = np.array([j.plane.base for j in jobs])[job]
+        stride = np.array([j.plane.stride for j in jobs])[job]
+        chunk = base + page * stride + token % config.page_tokens // lanes * layout.chunk_bytes
+        width = layout.beats_per_tile * config.port_bytes // lanes  # of a token in a tile
+        lane = token % lanes
+        flags = np.zeros(len(token), bool)
+        for name, start, scale_at in (
+            ("k", layout.k_offset, 0),
+            ("v", layout.v_offset, config.port_bytes),
+        ):
+            at = column(name) + offset * column("source_stride")
+            rows = self._gather(at, tiles * config.port_bytes).view("<u2")
+            codes, scale, quantised = golden.append(layout.format, rows, source)
+            flags |= quantised
+            if width != config.port_bytes:
+                codes = codes.astype(np.uint8)
+            raw = np.ascontiguousarray(codes).view(np.uint8).reshape(len(token), tiles, width)
+            tile = (np.arange(tiles) * lanes + lane[:, None]) * width
+            target = (chunk[:, None] + start + tile) // width
+            self.memory.reshape(-1, width)[target] = raw
+            if scale is not None:
+                self._words("<u2")[(chunk + scale_at) // 2 + lane] = scale
+        quantised_jobs = np.zeros(len(jobs), bool)
+        np.logical_or.at(quantised_jobs, job, flags)
+        for j, hit in zip(jobs, quantised_jobs.tolist(), strict=True):
+            j.status = int(hit) << 3  # Status.QUANTISE
+
+    # ---------------------------------------------------------------- attend
+
+    def attend(self, jobs: Sequence[Attend]) -> None:
+        """Runs ATTENDs that do not depend on each other."""
+        groups: dict[tuple, list[_Strand]] = {}
+        for job in jobs:
+            for strand in self._strands(job):
+                groups.setdefault(strand.key, []).append(strand)
+        for strands in groups.values():
+            strands.sort(key=lambda s: s.size)
+            at = 0
+            while at < len(strands):
+                end, most = at + 1, max(8, int(strands[at].size * WASTE))
+                while end < len(strands) and strands[end].size <= most:
+                    end += 1
+                self._attend_group(strands[at:end])
+                at = end
+
+    def _strands(self, job: Attend) -> list[_Strand]:
+        """Rows by the segments that they see; neighbouring runs of whole chunks become one."""
+        members: dict[int, list[int]] = {}
+        for row in range(job.command["rows"]):
+            pattern = 0
+            for i, part in enumerate(job.parts):
+                pattern |= (part.rows >> row & 1) << i
+            members.setdefault(pattern, []).append(row)
+        out = []
+        for pattern, rows in members.items():
+            parts: list[Part] = []
+            for i, part in enumerate(job.parts):
+                if pattern >> i & 1:
+                    if parts and self._joins(job, parts[-1], part):
+                        parts[-1] = _join(parts[-1], part)
+                    else:
+                        parts.append(part)
+            out.append(_Strand(job, tuple(rows), tuple(parts)))
+        return out
+
+    def _joins(self, job: Attend, one: Part, two: Part) -> bool:
+        return (
+            one.kind == two.kind == SegmentKind.KV
+            and not job.command["bias"]
+            and one.end == two.start == one.last * self.config.lanes
+            and one.last == two.first
+        )
+
+    def _attend_group(self, strands: list[_Strand]) -> None:
+        """One golden call for strands of one shape."""
+        first = strands[0]
+        c, layout, rows = first.job.command, first.job.plane.layout, len(first.rows)
+        row = np.array([s.rows for s in strands])  # [B, R]
+
+        def column(name: str) -> NDArray[np.int64]:
+            return np.array([s.job.command[name] for s in strands])[:, None]
+
+        def per_row(name: str) -> NDArray:
+            return np.stack([getattr(s.job, name)[list(s.rows)] for s in strands])
+
+        query_at = column("query") + row * column("query_stride")
+        query = self._gather(query_at, layout.tiles * self.config.port_bytes).view("<u2")
+        segments = [
+            self._segment(layout, strands, [s.parts[i] for s in strands], row)
+            for i in range(len(first.parts))
+        ]
+        output_format = OutputFormat(c["output_format"])
+        result = golden.attend(
+            golden.Job(
+                self.config,
+                layout.format,
+                query,
+                segments,
+                query_format=Format(c["query_format"]),
+                position=per_row("position"),
+                draft=per_row("draft"),
+                sink=per_row("sink").view(np.float32) if c["sink"] else None,
+                causal=bool(c["causal"]),
+                window=c["window"],
+                sinks=c["sinks"],
+                softcap=_float(c["softcap"]),
+                softcap_inverse=_float(c["softcap_inverse"]),
+                output_format=output_format,
+            )
+        )
+        for strand, status in zip(strands, np.broadcast_to(result.status, len(strands)).tolist(),
+                                  strict=True):  # fmt: skip
+            strand.job.status |= status
+        at = column("output") + row * column("output_stride")
+        if output_format == OutputFormat.RAW:
+            assert result.raw is not None
+            raw = self._raw_bytes(layout, *result.raw)
+        else:
+            assert result.output is not None
+            raw = np.ascontiguousarray(result.output).view(np.uint8).reshape(len(strands), rows, -1)
+        self._scatter(at, raw)
+
+    def _segment(
+        self,
+        layout: PageLayout,
+        strands: list[_Strand],
+        parts: list[Part],
+        row: NDArray[np.int64],
+    ) -> golden.KvSegment | golden.RawSegment:
+        """One segment of all strands, padded to the longest."""
+        config, lanes, count = self.config, self.config.lanes, len(parts)
+        if parts[0].kind == SegmentKind.RAW:
+            return self._raw_segment(layout, parts, row)
+        chunks = max(p.last - p.first for p in parts)
+        address = np.zeros((count, chunks), np.int64)
+        for i, p in enumerate(parts):
+            address[i, : len(p.addresses)] = p.addresses
+        raw = self._gather(address, layout.chunk_bytes)  # [B, chunks, bytes]
+        size = layout.beats_per_tile * config.port_bytes * layout.tiles
+
+        def codes(start: int) -> NDArray[np.uint16]:
+            part = np.ascontiguousarray(raw[..., start : start + size])
+            part = part.view(f"<u{size // (layout.tiles * lanes * lanes)}")
+            part = part.reshape(count, chunks, layout.tiles, lanes, lanes).swapaxes(2, 3)
+            return part.reshape(count, chunks * lanes, -1).astype(np.uint16)
+
+        def scales(start: int) -> NDArray[np.uint16] | None:
+            if not layout.scale_beats:
+                return None
+            part = np.ascontiguousarray(raw[..., start : start + 2 * lanes])
+            return part.view("<u2").reshape(count, chunks * lanes)
+
+        bias = None
+        if strands[0].job.command["bias"]:
+            rows = np.array([s.job.command["rows"] for s in strands])[:, None, None]
+            port = config.port_bytes
+            start = np.array([p.address for p in parts])[:, None, None]
+            # past a strand's own chunks the last bias repeats: it is never looked at
+            own = np.array([max(len(p.addresses) - 1, 0) for p in parts])[:, None, None]
+            chunk = np.minimum(np.arange(chunks), own)
+            at = start + (chunk * rows + row[:, :, None]) * port
+            bias = self._gather(at, port).view("<u2").reshape(count, row.shape[1], -1)
+        return golden.KvSegment(
+            codes(layout.k_offset),
+            codes(layout.v_offset),
+            end=np.array([p.end for p in parts]),
+            start=np.array([p.start for p in parts]),
+            base=np.array([p.first * lanes for p in parts]),
+            k_scale=scales(0),
+            v_scale=scales(config.port_bytes),
+            draft=parts[0].kind == SegmentKind.DRAFT,
+            bias=bias,
+        )
+
+    def _raw_segment(
+        self, layout: PageLayout, parts: list[Part], row: NDArray[np.int64]
+    ) -> golden.RawSegment:
+        stride = raw_stride(self.config, layout.tiles)
+        at = np.array([p.address for p in parts])[:, None] + row * stride
+        words = self._gather(at, stride).view("<u4")  # [B, R, words]
+        head = self.config.port_bytes // 4
+        return golden.RawSegment(
+            words[..., 0].view(np.int32), words[..., 1].view(np.float32),
+            words[..., head:].view(np.float32),
+        )  # fmt: skip
+
+    def _raw_bytes(
+        self, layout: PageLayout, exponent: NDArray, l_value: NDArray, o: NDArray
+    ) -> NDArray[np.uint8]:
+        words = raw_stride(self.config, layout.tiles) // 4
+        out = np.zeros((*exponent.shape, words), np.uint32)
+        out[..., 0] = exponent.astype(np.int32).view(np.uint32)
+        out[..., 1] = np.ascontiguousarray(l_value, np.float32).view(np.uint32)
+        out[..., self.config.port_bytes // 4 :] = np.ascontiguousarray(o, np.float32).view(
+            np.uint32
+        )
+        return out.view(np.uint8)
+
+    # ---------------------------------------------------------------- memory
+
+    def _words(self, kind: str) -> NDArray:
+        return self.memory.view(kind)
+
+    def _gather(self, address: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
+        """`size` bytes at each port-aligned address: [..., size]."""
+        port = self.config.port_bytes
+        beats = address[..., None] // port + np.arange(size // port)
+        return self.memory.reshape(-1, port)[beats].reshape(*address.shape, size)
+
+    def _scatter(self, address: NDArray[np.int64], data: NDArray[np.uint8]) -> None:
+        port = self.config.port_bytes
+        beats = address[..., None] // port + np.arange(data.shape[-1] // port)
+        self.memory.reshape(-1, port)[beats] = data.reshape(*beats.shape, port)
+
+
+def _join(one: Part, two: Part) -> Part:
+    return Part(
+        one.kind, one.start, two.end, one.first, two.last, one.rows,
+        np.concatenate([one.addresses, two.addresses]), one.address, one.visible + two.visible,
+    )  # fmt: skip
+
+
+def _float(bits: int) -> float:
+    """A positive normal FP32 of these bits; anything else counts as 0, as in the core."""
+    return float(np.array(bits, np.uint32).view(np.float32))
