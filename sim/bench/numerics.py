@@ -6,6 +6,7 @@ All kernels write FP16, as FlashAttention does.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -26,7 +27,15 @@ FP8_BLOCK = 128
 FP8_MAX_OFFSET = 8
 """FlashAttention-3 computes p = 2^(s - max + 8) in FP8, so that small p are not lost."""
 
-Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+class Inputs(NamedTuple):
+    """Queries, keys, values; the signs of the rotation that goes with them."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    signs: np.ndarray
+
 
 
 def run(context: BenchContext) -> list[Item]:
@@ -36,16 +45,14 @@ def run(context: BenchContext) -> list[Item]:
     names = [context.preset] if context.preset else ["m890", "small"]
     kernels: dict[tuple[str, str], Callable[[Inputs], np.ndarray]] = {
         ("fa2_fp16", ""): flash2_fp16,
-        ("fa3_fp8", ""): lambda x: flash3_fp8(x, signs),
+        ("fa3_fp8", ""): flash3_fp8,
     }
     for name in names:
         for format in Format:
             kernels[format.name.lower(), name] = _device(name, format)
     squares = dict.fromkeys(kernels, 0.0)
     for i in context.progress.track(range(seeds), "numerics"):
-        rng = np.random.default_rng([context.seed, i])
-        inputs = draw(rng, rows, tokens)
-        signs = rng.choice([-1.0, 1.0], HEAD)
+        inputs = draw(np.random.default_rng([context.seed, i]), rows, tokens)
         exact = reference(inputs)
         for key, kernel in kernels.items():
             squares[key] += float(np.square(kernel(inputs) - exact).mean()) / seeds
@@ -90,12 +97,12 @@ def draw(rng: np.random.Generator, rows: int, tokens: int) -> Inputs:
         outlier = 10 * rng.standard_normal(shape) * (rng.random(shape) < 0.001)
         return rng.standard_normal(shape) + outlier
 
-    return one(rows), one(tokens), one(tokens)
+    return Inputs(one(rows), one(tokens), one(tokens), rng.choice([-1.0, 1.0], HEAD))
 
 
 def reference(inputs: Inputs) -> np.ndarray:
     """Attention in float64."""
-    q, k, v = inputs
+    q, k, v, _ = inputs
     s = q @ k.T / np.sqrt(HEAD)
     p = np.exp(s - s.max(-1, keepdims=True))
     return p @ v / p.sum(-1, keepdims=True)
@@ -103,7 +110,7 @@ def reference(inputs: Inputs) -> np.ndarray:
 
 def flash2_fp16(inputs: Inputs) -> np.ndarray:
     """FlashAttention-2: FP16 inputs, float32 softmax, P in FP16, float32 sums."""
-    q, k, v = (x.astype(np.float16).astype(np.float32) for x in inputs)
+    q, k, v = (x.astype(np.float16).astype(np.float32) for x in inputs[:3])
     factor = np.float32(np.log2(np.e) / np.sqrt(HEAD))
     s = q @ k.T
     p = np.exp2((s - s.max(-1, keepdims=True)) * factor)
@@ -111,10 +118,10 @@ def flash2_fp16(inputs: Inputs) -> np.ndarray:
     return (o / p.sum(-1, keepdims=True)).astype(np.float16).astype(np.float64)
 
 
-def flash3_fp8(inputs: Inputs, signs: np.ndarray) -> np.ndarray:
+def flash3_fp8(inputs: Inputs) -> np.ndarray:
     """FlashAttention-3 in FP8: rotated Q and K, block scales, P in E4M3, float32 sums."""
-    q, k, v = (x.astype(np.float16).astype(np.float32) for x in inputs)
-    turn = hadamard(HEAD) * signs[:, None].astype(np.float32)
+    q, k, v = (x.astype(np.float16).astype(np.float32) for x in inputs[:3])
+    turn = hadamard(HEAD) * inputs.signs[:, None].astype(np.float32)
     q, k, v = (_block_fp8(x) for x in (q @ turn, k @ turn, v))
     factor = np.float32(np.log2(np.e) / np.sqrt(HEAD))
     s = q @ k.T
@@ -149,7 +156,7 @@ def _device(name: str, format: Format) -> Callable[[Inputs], np.ndarray]:
     query_format = Format.BF16 if format is Format.BF16 else Format.FP16
 
     def kernel(inputs: Inputs) -> np.ndarray:
-        q, k, v = (x[None] for x in inputs)
+        q, k, v = (x[None] for x in inputs[:3])
         out = attention(
             preset(name), q, k, v, format=format, query_format=query_format,
             output_format=OutputFormat.BF16 if format is Format.BF16 else OutputFormat.FP16,

@@ -1,7 +1,8 @@
 """The golden model: the specification of every number of the core, in vectorised numpy.
 
-`attend` and `append` are what a job and a command compute, `attention` serves plain arrays; `dot`, `score`, `wide` and `output` are
-their parts, `docs/numerics.md` says the same in prose. RTL equals it bit for bit.
+`attend` and `append` are what a job and a command compute, `attention` serves plain arrays; `dot`,
+`score`, `wide` and `output` are their parts. `docs/numerics.md` says the same in prose, and the RTL
+equals it bit for bit.
 """
 
 from m890.sim.golden.append import append

@@ -46,11 +46,10 @@ def attention(
     context = -(-length // lanes) * lanes
     codes = [append(format, bits16(_pad(x, context, padded), source), source) for x in (k, v)]
     (k_codes, k_scale, _), (v_codes, v_scale, _) = codes
-    if position is None:
-        position = np.arange(length - tokens, length)
+    place = np.arange(length - tokens, length) if position is None else np.asarray(position)
     rows = heads // groups * tokens
     query = bits16(_pad(q * factor, tokens, padded), query_format).reshape(groups, rows, padded)
-    places = np.tile(position, heads // groups)
+    places = np.tile(place, heads // groups)
     out = np.empty((groups, rows, width), np.float32)
     for at in range(0, rows, config.rows):
         part = slice(at, at + config.rows)
