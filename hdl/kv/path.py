@@ -51,7 +51,8 @@ class KvPath(wiring.Component):
         bus_error[slot] : pulse; data of that slot's job had a bus error. Comes before the data.
         walking : a job is here, but no item is known.
     Latency
-        Job to first item: 17 cycles and a table read; to its first K beat: 8 more and a read.
+        Job to first item: ITEM_CYCLES and a table read. From there to its first K beat: K_CYCLES
+        and a read; its first V beat comes lanes + 3 cycles and the time of a tile later.
     Throughput
         One element beat per cycle on k_beat and v_beat each, as far as the memory gives them.
     Backpressure
@@ -61,6 +62,9 @@ class KvPath(wiring.Component):
     Errors
         END items carry BAD_PAGE and the table's BUS_ERROR (Translator).
     """
+
+    ITEM_CYCLES = 21
+    K_CYCLES = 8
 
     job: stream.Interface
     segment: stream.Interface

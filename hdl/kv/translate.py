@@ -37,7 +37,7 @@ class Translator(wiring.Component):
     Members
         i : stream of entries. o : stream of located items. table : read port, one beat a request.
     Latency
-        Memory latency + 9 cycles for the first chunk of a table beat.
+        10 cycles and a read for the first chunk of a table beat.
     Throughput
         One chunk per 7 cycles (a chunk streams for 2 lanes or more). A table beat is read once for
         all its neighbouring entries; READS reads are under way at a time.

@@ -33,7 +33,7 @@ class Walker(wiring.Component):
         o : stream of entries. An entry's `source` is the segment's `address`; for a chunk, advanced
             by `rows` port beats per chunk of the segment, skipped ones included.
     Latency
-        Job to first entry: 8 cycles with a visible first chunk.
+        Job to first entry: 9 cycles where its segment is there and its first chunk visible.
     Throughput
         One chunk per cycle, visible or not; 7 cycles between two segments.
     Backpressure
