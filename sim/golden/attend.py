@@ -192,8 +192,9 @@ class _State:
         s = np.empty((count, rows, tokens))
         step = max(16, _PRODUCTS // (lanes * count * rows))
         for at in range(0, tokens, step):
-            k = decode(part.k[:, at : at + step], self.job.format)
-            k = k.reshaped((k.shape[0], 1, k.shape[1], tiles, lanes)).rearranged((3, 4, 0, 1, 2))
+            k = part.k[:, at : at + step]
+            k = k.reshape(k.shape[0], 1, k.shape[1], tiles, lanes).transpose(3, 4, 0, 1, 2)
+            k = decode(np.ascontiguousarray(k), self.job.format)
             here = s[:, :, at : at + step]
             for tile in range(tiles):
                 sums = beats(self.query[tile], k[tile], 0)
@@ -239,10 +240,8 @@ class _State:
         sigs, exps = [], []
         for at in range(0, chunks, step):
             part = v[:, at * lanes : (at + step) * lanes]
-            here = part.shape[1] // lanes
-            element = decode(part, self.job.format)
-            element = element.reshaped((element.shape[0], here, lanes, 1, head))
-            element = element.rearranged((2, 1, 0, 3, 4))
+            part = part.reshape(len(part), -1, lanes, 1, head).transpose(2, 1, 0, 3, 4)
+            element = decode(np.ascontiguousarray(part), self.job.format)
             sums = beats(p[:, at : at + step], element, 0)
             sigs.append(sums.sig())
             exps.append(sums.exp + top[0, at : at + step])

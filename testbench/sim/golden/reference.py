@@ -84,7 +84,7 @@ def decode_scale(code: int) -> Wide:
     return ZERO if e == 0 else Fraction(128 + m, 128) * power(e - 127)
 
 
-def decode_float(code: int, format: Format) -> Fraction | float:
+def decode_float(code: int, format: Format) -> float | Fraction:
     """A bias: a fraction, or float inf, -inf, nan."""
     exp_bits, man_bits = (5, 10) if format is Format.FP16 else (8, 7)
     e = code >> man_bits & ((1 << exp_bits) - 1)

@@ -91,7 +91,7 @@ def _stream(
                 elif isinstance(bias, float):
                     s = None
                 else:
-                    s = ref.add(s, bias)
+                    s = ref.add(s, ref.Fraction(bias))
             p, event = ref.exp2(s)
             if not visible:
                 p, event = ref.Element(0, 0, 0, False), ""

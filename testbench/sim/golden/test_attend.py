@@ -131,6 +131,7 @@ def single(job: Job, r: int) -> Job:
             bias = None if s.bias is None else s.bias[r : r + 1]
             cut = replace(s, row_mask=mask, bias=bias)
         segments.append(cut)
+    assert job.sink is None or len(job.sink) > r
     return replace(
         job,
         query=job.query[r : r + 1],
@@ -160,6 +161,7 @@ def test_a_batch_of_ragged_jobs_equals_each_job(name: str, rng: np.random.Genera
     shared = kv(rng, Format.E4M3, tokens, head)
     k, k_scale, _ = append(Format.E4M3, normal16(rng, 5, tokens, head), Format.FP16)
     v, v_scale, _ = append(Format.E4M3, normal16(rng, 5, tokens, head), Format.FP16)
+    assert k_scale is not None and v_scale is not None
     end = rng.integers(1, tokens + 1, 5)
     query, position = normal16(rng, 5, rows, head), rng.integers(0, tokens, (5, rows))
     own = KvSegment(k, v, end=end, k_scale=k_scale, v_scale=v_scale)
@@ -191,7 +193,9 @@ def test_what_lies_in_masked_tokens_never_matters(rng: np.random.Generator) -> N
 
 def test_a_row_that_sees_nothing_is_zero(rng: np.random.Generator) -> None:
     segment = replace(kv(rng, Format.FP16, 16, 16), start=8)
-    job = Job(TINY, Format.FP16, normal16(rng, 2, 16), [segment], position=[3, 9], causal=True)
+    job = Job(
+        TINY, Format.FP16, normal16(rng, 2, 16), [segment], position=np.array([3, 9]), causal=True
+    )
     output = attend(job).output
     assert output is not None
     assert not output[0].any() and output[1].any()

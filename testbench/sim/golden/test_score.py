@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from m890.hdl.numerics.formats import Format
 from m890.sim.golden import score
-from m890.sim.golden.elements import Elements
 from m890.testbench.sim.golden import reference as ref
 from m890.testbench.sim.golden.compare import codes, fields, to_elements, value, wides
 
@@ -54,7 +53,7 @@ def test_bias(s: ref.Wide, format: Format, data: st.DataObject) -> None:
     bias = ref.decode_float(code, format)
     assert masked[0] == (bias == -math.inf)
     if not masked[0]:
-        assert value(got) == [None if isinstance(bias, float) else ref.add(s, bias)]
+        assert value(got) == [None if isinstance(bias, float) else ref.add(s, Fraction(bias))]
 
 
 EDGES = [
@@ -109,7 +108,7 @@ def test_scale_of_p(p: ref.Element, code: int) -> None:
 
 
 def test_scale_of_p_broadcasts_and_keeps_masked_tokens_at_zero() -> None:
-    p = Elements(np.float32([[1, 0], [1.5, 0]]), np.int16([[3, -14000], [0, -14000]]), None)
+    p = to_elements([ref.Element(0, s, 3, False) for s in (1024, 0, 1536, 0)]).reshaped((2, 2))
     got = score.scale_p(p, np.array([[0x3F80, 0x7FC0]], np.uint16))  # 1, NaN
     assert got.nan is None
     np.testing.assert_array_equal(got.sig, p.sig)

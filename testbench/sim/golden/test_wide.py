@@ -51,7 +51,7 @@ def test_a_narrow_fold_is_exact_at_both_ends_of_its_span(
 ) -> None:
     near = [ref.power(offset) * x if x else ref.ZERO for x in terms]
     far = [ref.power(-SPAN + 24) * x for x in near]
-    mixed = near + far + [-x for x in near]
+    mixed: list[ref.Wide] = [*near, *far, *(-x for x in near)]
     w = to_wide(mixed)
     total = fold(Wide.zeros((1,)), w.sig[:, None], w.exp[:, None])
     expected: ref.Wide = ref.ZERO
@@ -61,7 +61,7 @@ def test_a_narrow_fold_is_exact_at_both_ends_of_its_span(
 
 
 def test_a_fold_takes_terms_that_are_not_normalised() -> None:
-    total = fold(Wide.zeros((1,)), np.float32([[3 << 20], [-5]]), np.int32([[100], [97]]))
+    total = fold(Wide.zeros((1,)), np.array([[3 << 20], [-5]], np.float32), np.array([[100], [97]]))
     assert to_reference(total) == [ref.wide((3 << 20) * ref.power(100) - 5 * ref.power(97))]
 
 
