@@ -20,7 +20,7 @@ from m890.sim.golden.elements import INACTIVE, Elements, decode
 from m890.sim.golden.wide import Wide, add, fold, power64, round24
 
 _SCORES = 1 << 16  # scores at once
-_PRODUCTS = 1 << 17  # products at once: a working set that stays in the cache
+_PRODUCTS = 1 << 18  # products at once: a working set that stays in the cache
 
 
 @dataclass(frozen=True)
