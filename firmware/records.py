@@ -10,6 +10,9 @@ from m890.hdl.commands import Field, Record
 Bytes = NDArray[np.uint8]
 
 
+FAR = np.uint64(1 << 62)
+
+
 def pack(record: Record, count: int, values: Mapping[str, ArrayLike]) -> Bytes:
     """`count` records [count, record.bytes]; each value is a scalar or has one entry per record.
 
@@ -33,7 +36,8 @@ def pack(record: Record, count: int, values: Mapping[str, ArrayLike]) -> Bytes:
 
 
 def unpack(record: Record, raw: Bytes) -> dict[str, NDArray[np.int64]]:
-    """Every field of records [n, record.bytes] as int64 (64-bit fields saturate at 2^63 - 1)."""
+    """Every field of records [n, record.bytes] as int64 (64-bit values beyond 2^62 become 2^62 and their
+    low 12 bits: still far outside any memory, still as aligned)."""
     out: dict[str, NDArray[np.int64]] = {}
     for field in record.fields:
         byte, bit = divmod(field.lsb, 8)
@@ -44,7 +48,7 @@ def unpack(record: Record, raw: Bytes) -> dict[str, NDArray[np.int64]]:
             kind = f"<{'i' if field.signed else 'u'}{size}"
             column = np.ascontiguousarray(raw[:, byte : byte + size]).view(kind)[:, 0]
             if size == 8:
-                column = np.minimum(column, np.uint64((1 << 63) - 1))
+                column = np.where(column < FAR, column, column & np.uint64(4095) | FAR)
             out[field.name] = column.astype(np.int64)
     return out
 

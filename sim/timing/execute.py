@@ -158,16 +158,17 @@ class Executor:
 
     def _strands(self, job: Attend) -> list[_Strand]:
         """Rows by the segments that they see; neighbouring runs of whole chunks become one."""
+        passing = [p for p in job.parts if p.visible or p.kind == SegmentKind.RAW]
         members: dict[int, list[int]] = {}
         for row in range(job.command["rows"]):
             pattern = 0
-            for i, part in enumerate(job.parts):
+            for i, part in enumerate(passing):
                 pattern |= (part.rows >> row & 1) << i
             members.setdefault(pattern, []).append(row)
         out = []
         for pattern, rows in members.items():
             parts: list[Part] = []
-            for i, part in enumerate(job.parts):
+            for i, part in enumerate(passing):
                 if pattern >> i & 1:
                     if parts and self._joins(job, parts[-1], part):
                         parts[-1] = _join(parts[-1], part)
@@ -255,7 +256,7 @@ class Executor:
             part = np.ascontiguousarray(raw[..., start : start + size])
             part = part.view(f"<u{size // (layout.tiles * lanes * lanes)}")
             part = part.reshape(count, chunks, layout.tiles, lanes, lanes).swapaxes(2, 3)
-            return part.reshape(count, chunks * lanes, -1).astype(np.uint16)
+            return part.reshape(count, chunks * lanes, layout.tiles * lanes).astype(np.uint16)
 
         def scales(start: int) -> NDArray[np.uint16] | None:
             if not layout.scale_beats:

@@ -1,0 +1,1 @@
+"""Tests of the firmware: driver, KV cache, planner, models and agents."""
