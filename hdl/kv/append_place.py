@@ -1,0 +1,229 @@
+"""Append's addresses: checks the pages of a command, then gives each token its place."""
+
+from typing import Any
+
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from m890.hdl.commands import Error
+from m890.hdl.config import PAGE_NUMBER_BITS, TOKEN_BITS, CoreConfig
+from m890.hdl.control.layouts import append_layout, bits
+from m890.hdl.kv.items import is_narrow, is_scaled
+from m890.hdl.memory.ports import ReadPort
+from m890.hdl.memory.queue import Queue
+
+
+def place_layout(config: CoreConfig) -> data.StructLayout:
+    """Where a token goes, or why it cannot (`error`).
+
+    chunk, k, v: addresses of its chunk and of its part of the first K and V tile; lane: token
+    within the chunk; index: token within the command; last: of the command.
+    """
+    address = config.address_bits
+    return data.StructLayout(
+        {
+            "chunk": address, "k": address, "v": address, "lane": bits(config.lanes),
+            "index": 16, "last": 1, "error": 8,
+        }
+    )  # fmt: skip
+
+
+class AppendPlaces(wiring.Component):
+    """Places of the tokens of an APPEND.
+
+    Function
+        First all table entries of the command are read and compared with the size of the pool. Only
+        if all are good are places given: `base` + page x stride + layout (m890.hdl.layout) of
+        token start, start + 1, ...
+    Members
+        job : In(append_layout). Steady from `start` until `idle`.
+        start : In. One cycle: begins a job; only while `idle`.
+        stop : In. Held until `idle`: ends the job early. Places still offered must be taken.
+        idle : Out. No job.
+        table : ReadPort of the block table.
+        o : Out(stream of place_layout). The one with an error is the job's last.
+    Latency
+        Start to the first place: the table's latency + the table's beats + 9 cycles.
+    Throughput
+        One token per cycle within a chunk; 5 cycles more per chunk, and a table read for each table
+        beat where the command spans several.
+    Storage
+        One table beat, two places.
+    Errors
+        BAD_PAGE: a page number of `pages` or more. BUS_ERROR: the table could not be read.
+    """
+
+    job: data.View
+    start: Signal
+    stop: Signal
+    idle: Signal
+    table: Any
+    o: stream.Interface
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "job": In(append_layout(config)),
+                "start": In(1),
+                "stop": In(1),
+                "idle": Out(1),
+                "table": Out(ReadPort(config)),
+                "o": Out(stream.Signature(place_layout(config))),
+            }
+        )
+        lanes_bits = config.lanes.bit_length() - 1
+        self._page_bits = config.page_tokens.bit_length() - 1  # of a token: within its page
+        self._lane_bits = lanes_bits
+        self._word_bits = (config.port_bytes // 4).bit_length() - 1  # of a page: entry in its beat
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config, job, table = self._config, self.job, self.table
+        m.submodules.places = places = Queue(place_layout(config), 2)
+        wiring.connect(m, places.o, wiring.flipped(self.o))
+
+        token = Signal(TOKEN_BITS)
+        left = Signal(16)  # tokens of the command after this one
+        page = token[self._page_bits :]
+        line = page[self._word_bits :]  # table beat
+        final = Signal(len(page))  # page of the last token
+        kept, kept_line = Signal(config.port_bits), Signal(len(line))
+        entry = Signal(32)
+        fault, fault_index = Signal(Error), Signal(16)
+
+        chunk, k, v = (Signal(config.address_bits, name=n) for n in ("chunk", "k", "v"))
+        product = Signal(config.address_bits)
+        k_offset, v_offset, chunk_bytes, row_bytes = self._sizes()
+        lane = token[: self._lane_bits]
+        inside = token[self._lane_bits : self._page_bits]  # chunk within the page
+
+        place = places.i.payload
+        m.d.comb += [
+            place.chunk.eq(chunk),
+            place.k.eq(k),
+            place.v.eq(v),
+            place.lane.eq(lane),
+            place.index.eq(Mux(fault == Error.OK, token - job.start, fault_index)),
+            place.last.eq((left == 0) | (fault != Error.OK)),
+            place.error.eq(fault),
+            table.request.payload.address.eq(job.table + Cat(C(0, self._word_bits + 2), line)),
+        ]
+        compare = Signal()  # `kept` is a beat of the check, not compared yet
+        bad, bad_page = self._compare(m, compare, kept, kept_line, page, final)
+        m.d.sync += compare.eq(0)
+
+        def fail(error: Error, index: Value | int) -> None:
+            m.d.sync += [fault.eq(error), fault_index.eq(index)]
+            m.next = "GIVE"
+
+        with m.FSM(name="state"):
+            with m.State("IDLE"):
+                m.d.comb += self.idle.eq(~places.o.valid)
+                m.d.sync += [
+                    token.eq(job.start),
+                    left.eq(job.tokens - 1),
+                    final.eq((job.start + job.tokens - 1)[self._page_bits : TOKEN_BITS]),
+                    fault.eq(Error.OK),
+                    bad.eq(0),
+                ]
+                with m.If(self.start):
+                    m.next = "ASK ALL"
+            with m.State("ASK ALL"):
+                m.d.comb += [
+                    table.request.valid.eq(1),
+                    table.request.payload.beats.eq(final[self._word_bits :] - line + 1),
+                ]
+                m.d.sync += kept_line.eq(line - 1)
+                with m.If(table.request.ready):
+                    m.next = "CHECK"
+            with m.State("CHECK"):
+                with m.If(table.data_valid):
+                    m.d.sync += [
+                        compare.eq(1), kept.eq(table.data), kept_line.eq(kept_line + 1),
+                        fault.eq(Mux(table.error, Error.BUS_ERROR, fault)),
+                    ]  # fmt: skip
+                    with m.If(table.last):
+                        m.next = "COMPARE"
+            with m.State("COMPARE"):
+                m.next = "DECIDE"
+            with m.State("DECIDE"):
+                start = Cat(C(0, self._page_bits), bad_page)
+                with m.If(fault != Error.OK):
+                    fail(Error.BUS_ERROR, 0)
+                with m.Elif(bad):
+                    fail(Error.BAD_PAGE, Mux(start < job.start, 0, start - job.start)[:16])
+                with m.Else():
+                    m.next = "PICK"
+            with m.State("PICK"):
+                m.d.sync += entry.eq(kept.word_select(page[: self._word_bits], 32))
+                with m.If(self.stop):
+                    m.next = "IDLE"
+                with m.Elif(kept_line != line):
+                    m.next = "ASK"
+                with m.Else():
+                    m.next = "PAGE"
+            with m.State("ASK"):
+                m.d.comb += [table.request.valid.eq(1), table.request.payload.beats.eq(1)]
+                with m.If(table.request.ready):
+                    m.next = "FETCH"
+            with m.State("FETCH"):
+                with m.If(table.data_valid):
+                    m.d.sync += [kept.eq(table.data), kept_line.eq(line)]
+                    m.next = "PICK"
+                    with m.If(table.error):
+                        fail(Error.BUS_ERROR, token - job.start)
+            with m.State("PAGE"):
+                m.d.sync += product.eq(entry[:PAGE_NUMBER_BITS] * job.stride)
+                m.next = "CHUNK"
+                # The host may have changed the entry since the check.
+                with m.If(entry >= config.pages):
+                    fail(Error.BAD_PAGE, token - job.start)
+            with m.State("CHUNK"):
+                m.d.sync += [chunk.eq(job.base + product), product.eq(inside * chunk_bytes)]
+                m.next = "SUM"
+            with m.State("SUM"):
+                m.d.sync += chunk.eq(chunk + product)
+                m.next = "ROWS"
+            with m.State("ROWS"):
+                within = lane * row_bytes  # a power of two
+                m.d.sync += [k.eq(chunk + k_offset + within), v.eq(chunk + v_offset + within)]
+                m.next = "GIVE"
+            with m.State("GIVE"):
+                m.d.comb += places.i.valid.eq(1)
+                with m.If(places.i.ready):
+                    m.d.sync += [
+                        token.eq(token + 1), left.eq(left - 1),
+                        k.eq(k + row_bytes), v.eq(v + row_bytes),
+                    ]  # fmt: skip
+                    with m.If(place.last | self.stop):
+                        m.next = "IDLE"
+                    with m.Elif(lane == config.lanes - 1):
+                        m.next = "PICK"
+        return m
+
+    def _sizes(self) -> tuple[Value, Value, Value, Value]:
+        """Bytes: offsets of K and V in a chunk, the chunk, one token's row in a tile."""
+        config, job = self._config, self.job
+        narrow = is_narrow(job.format)
+        row = Mux(narrow, config.lanes, 2 * config.lanes)
+        tile_bits = 2 * self._lane_bits  # of lanes x lanes bytes
+        tiles = Mux(narrow, job.tiles, job.tiles << 1) << tile_bits
+        k_offset = Mux(is_scaled(job.format), 2 * config.port_bytes, 0)
+        return k_offset, k_offset + tiles, k_offset + (tiles << 1), row
+
+    def _compare(
+        self, m: Module, valid: Value, beat: Value, line: Value, page: Value, final: Value
+    ) -> tuple[Signal, Signal]:
+        """Whether an entry of the command's pages is too large, and the first such page."""
+        bad, bad_page = Signal(name="bad"), Signal(len(page), name="bad_page")
+        first_word, first_line = page[: self._word_bits], page[self._word_bits :]
+        last_word, last_line = final[: self._word_bits], final[self._word_bits :]
+        for n in reversed(range(1 << self._word_bits)):
+            used = ((line != first_line) | (n >= first_word)) & (
+                (line != last_line) | (n <= last_word)
+            )
+            with m.If(valid & ~bad & used & (beat.word_select(n, 32) >= self._config.pages)):
+                m.d.sync += [bad.eq(1), bad_page.eq(Cat(C(n, self._word_bits), line))]
+        return bad, bad_page
