@@ -29,8 +29,8 @@ class Core(wiring.Component):
     Errors
         Bad commands complete with an error code and change nothing.
     Parameters
-        config : see CoreConfig. external_rows : rows are instances of one Verilog module, elaborated
-        once (`external_modules`); False elaborates every row, for the Amaranth simulator.
+        config : see CoreConfig. external_rows : rows are instances of one Verilog module,
+        elaborated once (`external_modules`); False elaborates every row, for Amaranth's simulator.
     """
 
     axi: Any
@@ -60,9 +60,8 @@ class Core(wiring.Component):
         m.submodules.control = control = Control(c)
         m.submodules.attention = engine = self._engine
         m.submodules.append = append = AppendUnit(c)
-        m.submodules.reads = reads = ReadArbiter(
-            c, len(self.READERS), control=range(5), kv={self.READERS.index("k"), self.READERS.index("v")}
-        )
+        kv = {self.READERS.index(name) for name in ("k", "v")}
+        m.submodules.reads = reads = ReadArbiter(c, len(self.READERS), control=range(5), kv=kv)
         m.submodules.writes = writes = WriteArbiter(c, len(self.WRITERS), control=(0,))
         read_ports = (
             control.ring, control.loader, engine.table, append.table, append.read,

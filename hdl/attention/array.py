@@ -1,5 +1,7 @@
 """The row array: identical rows on one broadcast, and what they share at the array's edge."""
 
+from typing import TYPE_CHECKING, Any
+
 from amaranth.hdl import Cat, ClockSignal, Instance, Module, Mux, ResetSignal, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -10,6 +12,7 @@ from m890.hdl.attention.row import Row
 from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
 from m890.hdl.kv.items import elements_layout, see_layout
 from m890.hdl.numerics.decode import decode, decode16
+from m890.hdl.numerics.pipeline import bundle
 from m890.hdl.numerics.types import Wide
 from m890.hdl.numerics.wide import fp32_to_wide
 
@@ -33,9 +36,8 @@ class RowArray(wiring.Component):
     Members
         setup : In. {valid, slot, row, position, draft, sink (FP32)}. query : In. {valid, slot, row,
         tile, fp16, data}. bias : In. {valid, slot, row, data}.
-        raw_valid, raw_format, raw : In. A beat's `lanes` stored elements, three cycles before stage
-        elements, that is one cycle before stage operand.
-        see : In (kv.items.see_layout). seen : Out, two cycles later. params0, params1 : In, of the slots.
+        raw_format, raw : In. A beat's `lanes` stored elements, one cycle before stage operand.
+        see : In (kv.items.see_layout). seen : Out, two cycles later. params0, params1 : In.
         drain : In. {enable, set, word, row}; o_word : Out, two cycles later.
         l_row, l_slot : In; l : Out, in the next cycle.
         visible, status : Out, per row. Other members: bundles from ArrayControl.
@@ -47,6 +49,10 @@ class RowArray(wiring.Component):
     """
 
     ROW_MODULE = "m890_row"
+
+    if TYPE_CHECKING:  # the ports are made below, from the bundles' names
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, config: CoreConfig, params: data.StructLayout, *, external: bool) -> None:
         self.config = config
@@ -161,14 +167,14 @@ class RowArray(wiring.Component):
         b = self.row.bundles
         raw = Signal(self.raw.shape())
         form = Signal(4)
-        elements = Signal(b.elements)
+        elements = bundle(b.elements, name="elements")
         m.d.sync += [raw.eq(self.raw), form.eq(self.raw_format)]
         for n in range(self.config.lanes):
             m.d.sync += elements[n].eq(decode(m, raw[n], form))
-        late = Signal(b.elements)
+        late = bundle(b.elements, name="late")
         m.d.sync += late.eq(elements)
 
-        query = Signal(b.query)
+        query = bundle(b.query, name="query")
         m.d.sync += [
             query.valid.eq(self.query.valid),
             query.slot.eq(self.query.slot),
@@ -177,7 +183,7 @@ class RowArray(wiring.Component):
         for n in range(self.config.lanes):
             word = self.query.data.word_select(n, 16)
             m.d.sync += query.elements[n].eq(decode16(m, word, self.query.fp16))
-        setup = Signal(b.setup)
+        setup = bundle(b.setup, name="setup")
         m.d.sync += [
             setup.valid.eq(self.setup.valid),
             setup.slot.eq(self.setup.slot),
@@ -185,7 +191,7 @@ class RowArray(wiring.Component):
             setup.draft.eq(self.setup.draft),
             setup.sink.eq(fp32_to_wide(m, self.setup.sink, name="sink")),
         ]
-        bias = Signal(b.bias_write)
+        bias = bundle(b.bias_write, name="bias")
         m.d.sync += [
             bias.valid.eq(self.bias.valid),
             bias.slot.eq(self.bias.slot),
@@ -207,7 +213,7 @@ class RowArray(wiring.Component):
         question = self.see
         both = Mux(question.slot, self.params1.as_value(), self.params0.as_value())
         params = data.View(self.params0.shape(), both)
-        see = Signal(self.row.bundles.see)
+        see = bundle(self.row.bundles.see, name="see")
         low, high = Signal(TOKEN_BITS), Signal(TOKEN_BITS)
         below = Signal(DRAFT_BITS)
         m.d.comb += [

@@ -1,5 +1,7 @@
 """Control of the row array: delays a beat's tag to every stage and tells the rows what to do."""
 
+from typing import TYPE_CHECKING, Any
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.enum import Enum
@@ -10,7 +12,7 @@ from m890.hdl.attention.row import RowTiming
 from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
 from m890.hdl.kv.items import COUNT_BITS, scale_layout
 from m890.hdl.memory.queue import Queue
-from m890.hdl.numerics.pipeline import delay
+from m890.hdl.numerics.pipeline import bundle, delay
 from m890.hdl.numerics.types import Wide
 
 BF16_ONE = 0x3F80
@@ -63,8 +65,9 @@ class ControlBundles(RowBundles):
         """A chunk's place, waiting for its scores."""
         self.params = data.StructLayout(
             {
-                "causal": 1, "sink": 1, "query_format": 1, "window": TOKEN_BITS, "sinks": TOKEN_BITS, "softcap": 32,
-                "softcap_inverse": 32, "rows": COUNT_BITS, "tiles": COUNT_BITS,
+                "causal": 1, "sink": 1, "query_format": 1, "window": TOKEN_BITS,
+                "sinks": TOKEN_BITS, "softcap": 32, "softcap_inverse": 32, "rows": COUNT_BITS,
+                "tiles": COUNT_BITS,
             }
         )  # fmt: skip
         """What the array keeps of a job, per slot."""
@@ -166,15 +169,15 @@ class ArrayControl(wiring.Component):
     """Turns one tag per cycle into the rows' bundles, each at its stage.
 
     Members
-        tag : In. Stage operand. context : In(stream), one per chunk, offered with its first K beat;
-        the queue never fills because a chunk's p slot is reserved first. scale : In(stream), one per
-        scaled chunk, there before its first K beat.
+        tag : In. Stage operand. context : In(stream), one per chunk, offered with its first K
+        beat; the queue never fills because a chunk's p slot is reserved first. scale : In(stream),
+        one per scaled chunk, there before its first K beat.
         params0, params1 : In. The jobs of slots 0 and 1, held while the slot is in use.
         raw_l, raw_o : In. Additions of stored states, only while the pipeline is quiet.
         rows_visible : In. Per row, stage biased + 1.
-        p_done : Out. A chunk's p vector is in the buffer. k_end, k_end_slot : Out. A job's scores are
-        all computed: its slot of queries and row parameters is free. l_done, o_done (and slots): Out.
-        l is captured (only then may another `end` follow); the accumulators are final.
+        p_done : Out. A chunk's p vector is in the buffer. k_end, k_end_slot : Out. A job's scores
+        are all computed: its slot of queries and row parameters is free. l_done, o_done and their
+        slots : Out. l is captured (only then may another `end` follow); O is final.
         status_slot, status_rows : Out. Job and used rows of the rows' `status`, stage p + 1.
         useful_tiles : Out. Tiles of a token that some row sees (0: none), stage biased + 1.
         The other members are the rows' bundles.
@@ -183,6 +186,10 @@ class ArrayControl(wiring.Component):
     Backpressure
         None.
     """
+
+    if TYPE_CHECKING:  # the ports are made below, from the bundles' names
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, config: CoreConfig) -> None:
         self.config = config
@@ -334,11 +341,11 @@ class ArrayControl(wiring.Component):
         score = tags[t.biased - 3]
         head = places.o.payload
         m.d.comb += places.o.ready.eq(score.k & score.last & score.index.all())
-        place = Signal(self.bundles.context)
+        place = bundle(self.bundles.context, name="place")
         token = Signal(TOKEN_BITS)
         m.d.sync += [place.eq(head), token.eq(head.base + score.index)]
         params = self._params(place.slot)
-        mask = Signal(self.bundles.mask)
+        mask = bundle(self.bundles.mask, name="mask")
         distance = Signal(TOKEN_BITS)
         beyond = Signal(TOKEN_BITS + 1)
         m.d.comb += [
@@ -365,7 +372,7 @@ class ArrayControl(wiring.Component):
         m.d.comb += self.useful_tiles.eq(Mux(seen.k & seen.last, tiles, 0))
 
     def _l(self, m: Module) -> None:
-        """Partial sums of l: scores first, folds in idle cycles, raw additions when all is quiet."""
+        """Partial sums of l: scores first, folds in idle cycles, stored states in quiet ones."""
         t, tags = self.timing, self._tags
         read = tags[t.p - 1]
         m.submodules.fold = fold = FoldL(t.add)
@@ -384,7 +391,7 @@ class ArrayControl(wiring.Component):
         operation = data.StructLayout(
             {"add": self.bundles.l_add, "write": self.bundles.l_write}
         )
-        now = Signal(operation)
+        now = bundle(operation, name="now")
         with m.If(score):
             m.d.comb += [
                 self.l_read.bank.eq(read.slot),

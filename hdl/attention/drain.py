@@ -1,5 +1,7 @@
 """Reads a finished job's accumulators, normalises them and writes the output rows."""
 
+from typing import TYPE_CHECKING, Any
+
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.enum import Enum
@@ -16,7 +18,7 @@ from m890.hdl.memory.queue import Queue
 from m890.hdl.memory.sram import Sram
 from m890.hdl.numerics.formats import WIDE_EXP_BITS, OutputFormat
 from m890.hdl.numerics.output import INVERSE_BITS, Normalise, Reciprocal, raw_header
-from m890.hdl.numerics.pipeline import delay
+from m890.hdl.numerics.pipeline import bundle, delay
 from m890.hdl.numerics.types import Wide
 
 BEATS = 16
@@ -46,10 +48,10 @@ class Drain(wiring.Component):
     """Normalises and writes the rows of finished jobs while the array works on the next one.
 
     Function
-        O / l per row as BF16, FP16 or FP32, or the raw state (docs/numerics.md, "Output"). A job with
-        an error writes nothing.
+        O / l per row as BF16, FP16 or FP32, or the raw state (docs/numerics.md, "Output"). A job
+        with an error writes nothing.
     Members
-        job : In(stream of drain_layout), in the order of V ends. o_done, l_done and their slots : In.
+        job : In(stream of drain_layout), in the order of V ends. o_done, l_done, their slots : In.
         ended0, ended1 : In. status0, status1 : In. Status bits of the scores. bus_error : In(2).
         drain, drain_row, l_row, l_slot : Out. Reads of the array; o_word, l : In.
         drained, drained_slot : Out. Pulse: the slot's accumulators and l may be overwritten.
@@ -65,6 +67,10 @@ class Drain(wiring.Component):
     Errors
         BUS_ERROR where memory reports one.
     """
+
+    if TYPE_CHECKING:  # the ports are made below, from the bundles' names
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, config: CoreConfig) -> None:
         self.config = config
@@ -196,15 +202,15 @@ class Drain(wiring.Component):
         return Reciprocal.latency + 2
 
     def _reciprocals(
-        self, m: Module, state: Signal, row: Signal, job: data.View, ended: data.View
+        self, m: Module, state: Any, row: Signal, job: data.View, ended: data.View
     ) -> data.View:
-        """Fills the table of reciprocals; returns its word for the row being read, in step with O."""
+        """Fills the table of reciprocals; returns its word for the row read, in step with O."""
         entry = data.StructLayout(
             {"y1": INVERSE_BITS, "exp": WIDE_EXP_BITS, "zero": 1, "nan": 1, "l": Wide}
         )
         m.submodules.reciprocal = reciprocal = Reciprocal()
         m.submodules.table = table = Sram(entry, self.config.rows)
-        l_wide = Signal(Wide)
+        l_wide = bundle(Wide, name="l_wide")
         with m.If(~ended.no_l):
             m.d.comb += l_wide.eq(self.l)
         asks = (state == DrainState.RECIPROCAL) & (row < job.rows)
@@ -247,7 +253,7 @@ class Drain(wiring.Component):
         wide = (job.format == OutputFormat.FP32) | (job.format == OutputFormat.RAW)
         for n in range(width):
             m.submodules[f"normalise{n}"] = unit = Normalise()
-            o = Signal(Wide, name=f"o{n}")
+            o = bundle(Wide, name=f"o{n}")
             with m.If(~ended.no_o):
                 m.d.comb += o.eq(self.o_word[n])
             m.d.comb += [

@@ -1,8 +1,8 @@
 """The attention engine: KV path, sequencer, row array and drain."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -32,12 +32,16 @@ class AttentionEngine(wiring.Component):
         write : Out(WritePort). loading : In. The job loader is at work (stall cause).
         beat, useful, cause, busy : Out, for the counters.
     Latency
-        First beat: KvPath's; last V beat to the first output beat: Sequencer 1, RowTiming.sum, Drain.
+        First beat: KvPath's; last V beat to first output beat: Sequencer 1, RowTiming.sum, Drain.
     Throughput
         A beat per cycle; two jobs overlap (slots 0 and 1).
     Backpressure
         A job is taken when KvPath and Drain both have room.
     """
+
+    if TYPE_CHECKING:  # the ports are made below, from the bundles' names
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, config: CoreConfig, *, external_rows: bool = False) -> None:
         self.config = config
@@ -200,7 +204,7 @@ class AttentionEngine(wiring.Component):
                     m.d.sync += error.eq(1)
 
     def _useful(self, m: Module, sequencer: Sequencer, control: ArrayControl) -> None:
-        """One pulse per beat with a visible token: V beats at once, K beats when the mask is known."""
+        """One pulse per beat with a visible token: V beats at once, K beats after their mask."""
         owed = Signal(2 * COUNT_BITS)
         m.d.comb += self.useful.eq(owed.any())
         m.d.sync += owed.eq(owed + control.useful_tiles + sequencer.useful_v - self.useful)

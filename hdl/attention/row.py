@@ -1,6 +1,7 @@
 """One row: a stationary query, its fused dot product, streaming softmax and accumulators."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
@@ -13,7 +14,7 @@ from m890.hdl.numerics.decode import bias_to_wide
 from m890.hdl.numerics.dot import DotProduct
 from m890.hdl.numerics.exp2 import Exp2, ScaleP
 from m890.hdl.numerics.formats import L_SLOTS
-from m890.hdl.numerics.pipeline import delay
+from m890.hdl.numerics.pipeline import bundle, delay
 from m890.hdl.numerics.softcap import SoftCap
 from m890.hdl.numerics.types import Operand, Wide
 from m890.hdl.numerics.wide import ScaleWide, WideAdd
@@ -51,8 +52,9 @@ class Row(wiring.Component):
     """A row of the array: datapath only, controlled by bundles that all rows share.
 
     Function
-        K beats: score[token] += query tile . K tile; the last tile's score is scaled, capped, biased
-        and masked, p = 2^score is added to l and, times the V scale, kept as the operand of V beats.
+        K beats: score[token] += query tile . K tile; the last tile's score is scaled, capped,
+        biased and masked, p = 2^score is added to l and, times the V scale, kept as the operand of
+        V beats.
         V beats: O[feature] += p . V. Numbers as in `docs/numerics.md`.
     Members
         index : the row's number, constant. The bundles are described in `RowBundles`.
@@ -71,6 +73,10 @@ class Row(wiring.Component):
         Queries 2 x max_head elements; p p_depth x lanes; scores lanes, O 2 x max_head, l 2 x 8 wide
         floats; biases 2 x lanes x 16 bits.
     """
+
+    if TYPE_CHECKING:  # the ports are made below, from the bundles' names
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, config: CoreConfig) -> None:
         self.config = config
@@ -195,7 +201,7 @@ class Row(wiring.Component):
         m.d.sync += drained.eq(self.drain.set)
         m.d.comb += self.o_word.eq(Mux(drained, old[1], old[0]))
 
-        before = Signal(Wide)
+        before = bundle(Wide, name="before")
         with m.If(plus.first):
             m.d.comb += before.eq(0)
         with m.Elif(plus.v):
@@ -278,7 +284,7 @@ class Row(wiring.Component):
         ]
         m.d.sync += self.visible.eq(counted)
         live = delay(m, visible, exp2.latency, name="live")
-        p = Signal(Operand)
+        p = bundle(Operand, name="p")
         with m.If(live):
             m.d.comb += p.eq(exp2.p)
         m.d.sync += self.status.eq(Mux(live, (exp2.underflow << 1) | exp2.overflow, 0))
@@ -302,7 +308,7 @@ class Row(wiring.Component):
         m.submodules.l = memory = Sram(Wide, 2 * L_SLOTS, reads=2)
         m.submodules.add_l = add = WideAdd()
         read, plus, write = self.l_read, self.l_add, self.l_write
-        as_wide = Signal(Wide)
+        as_wide = bundle(Wide, name="as_wide")
         shift = as_wide.sig.shape().width - p.sig.shape().width
         exponent = Signal(signed(as_wide.exp.shape().width))
         m.d.comb += exponent.eq(p.exp)
@@ -310,7 +316,7 @@ class Row(wiring.Component):
             m.d.comb += as_wide.nan.eq(1)
         with m.Elif(p.sig != 0):
             m.d.comb += [as_wide.sig.eq(p.sig << shift), as_wide.exp.eq(exponent)]
-        addend = Signal(Wide)
+        addend = bundle(Wide, name="addend")
         with m.If(plus.raw):
             m.d.comb += addend.eq(plus.raw_value)
         with m.Elif(plus.fold):

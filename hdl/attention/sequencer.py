@@ -1,4 +1,6 @@
-"""Decides, cycle by cycle, which beat the array takes: V if its p is ready, else K of a later chunk."""
+"""Decides which beat the array takes: V if its p is ready, else K of a later chunk."""
+
+from typing import TYPE_CHECKING, Any
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
@@ -12,6 +14,7 @@ from m890.hdl.config import CoreConfig
 from m890.hdl.kv.items import COUNT_BITS, ItemKind, elements_layout, is_scaled, item_layout
 from m890.hdl.memory.queue import Queue
 from m890.hdl.numerics.formats import L_SLOTS
+from m890.hdl.numerics.pipeline import bundle
 from m890.hdl.registers import Stall
 
 
@@ -26,20 +29,22 @@ class Sequencer(wiring.Component):
     """Orders K tiles, V tiles, sinks, stored states and job ends on the one array.
 
     Function
-        Items come in stream order. K tiles of a chunk start as soon as its p slot is reserved; its V
-        tiles follow when its p vector is complete, before any further K tile. Both orders are stream
-        orders, so results do not depend on timing. A stored state waits until the pipeline is empty.
+        Items come in stream order. K tiles of a chunk start as soon as its p slot is reserved; its
+        V tiles follow when its p vector is complete, before any further K tile. Both orders are
+        stream orders, so results do not depend on timing. A stored state waits until the pipeline
+        is empty.
     Members
         item, k_beat, v_beat, bias_beat : streams in, from KvPath. params0, params1 : In.
         tag : Out, registered. raw, raw_format : Out, the beat's elements, one cycle before the tag.
         context : Out(stream), with a chunk's first K beat. bias : Out, writes to the rows' biases.
-        store_start, store_row_mask, store_item ... : see RawAdder; `store_busy` holds beats back.
-        p_done, k_end, l_done, o_done : In, from ArrayControl. drained, drained_slot : In, from Drain:
-        a job's accumulators and l have been read.
+        store : Out(stream), to StateAdder, whose `store_busy` holds beats back.
+        p_done, k_end, l_done : In, from ArrayControl. drained, drained_slot : In, from Drain: a
+        job's accumulators and l have been read.
         ended0, ended1 : Out. Valid while the slot's job drains.
         slot_free : Out(2). The slot's queries and row parameters may be overwritten.
         taken, taken_slot : In. A job enters the slot.
-        walking, loading, draining : In. For the stall cause. beat, useful, cause, busy : Out, for the counters.
+        walking, loading, draining : In. For the stall cause. beat, useful_v, cause, busy : Out,
+        for the counters.
     Latency
         1 cycle from a beat's arrival to its tag.
     Throughput
@@ -47,6 +52,10 @@ class Sequencer(wiring.Component):
     Backpressure
         k_beat.ready and v_beat.ready depend on both valids and on state.
     """
+
+    if TYPE_CHECKING:  # the ports are made below, from the bundles' names
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, config: CoreConfig) -> None:
         self.config = config
@@ -85,7 +94,7 @@ class Sequencer(wiring.Component):
                 "draining": In(1),
                 "ended0": Out(ended_layout()),
                 "ended1": Out(ended_layout()),
-                "slot_free": Out(2, init=3),
+                "slot_free": Out(2, init=3),  # type: ignore[call-arg]
                 "beat": Out(1),
                 "useful_v": Out(1),
                 "cause": Out(Stall),
@@ -297,7 +306,7 @@ class Sequencer(wiring.Component):
             m.d.sync += [bias_ready.eq(0), bias_slot.eq(~bias_slot)]
 
         # -- the tag ---------------------------------------------------------------------------
-        tag = Signal(self.bundles.tag)
+        tag = bundle(self.bundles.tag, name="tag")
         sub = bits(c.drain_lanes) if c.drain_lanes > 1 else 0
         this_bias = Signal()
         with m.If(starts):

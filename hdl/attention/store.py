@@ -10,6 +10,7 @@ from m890.hdl.attention.control import ControlBundles
 from m890.hdl.config import CoreConfig
 from m890.hdl.kv.items import COUNT_BITS, raw_layout
 from m890.hdl.numerics.formats import RAW_EXP_LIMIT
+from m890.hdl.numerics.pipeline import bundle
 from m890.hdl.numerics.types import Wide
 from m890.hdl.numerics.wide import fp32_to_wide
 
@@ -34,8 +35,9 @@ class StateAdder(wiring.Component):
     """Streams one stored state per row into l and O, a value per cycle.
 
     Function
-        Per row: header (E, l), then O; each value v becomes v x 2^E as a wide float (docs/numerics.md,
-        "Raw") and is added. Rows outside the mask get zeros, so that their accumulators begin too.
+        Per row: header (E, l), then O; each value v becomes v x 2^E as a wide float
+        (docs/numerics.md, "Raw") and is added. Rows outside the mask get zeros, so that their
+        accumulators begin too.
     Members
         request : In(stream). raw_beat : In(stream), from KvPath. busy : Out.
         l, o : Out. Additions for ArrayControl, whose pipeline is quiet meanwhile.
@@ -75,7 +77,7 @@ class StateAdder(wiring.Component):
         c = self.config
         m = Module()
         state = Signal(StoreState)
-        job = Signal(request_layout(c))
+        job = bundle(request_layout(c), name="job")
         row, beat = Signal(COUNT_BITS), Signal(COUNT_BITS + 1)
         part = Signal(bits(c.lanes // 2))  # value in the beat
         exponent = Signal(32)
@@ -118,7 +120,7 @@ class StateAdder(wiring.Component):
                                 m.d.sync += state.eq(StoreState.IDLE)
 
         # Convert over two cycles: fields, then the sum of exponents and its limits.
-        plain = Signal(Wide)
+        plain = bundle(Wide, name="plain")
         late_power = Signal(signed(32))
         m.d.sync += [plain.eq(fp32_to_wide(m, word, name="stored")), late_power.eq(power)]
         taken = job.row_mask.bit_select(row, 1)
@@ -126,7 +128,7 @@ class StateAdder(wiring.Component):
         m.d.sync += live.eq(taken)
         total = Signal(signed(34))
         m.d.comb += total.eq(late_power + plain.exp)
-        value = Signal(Wide)
+        value = bundle(Wide, name="value")
         some = live & ~plain.nan & plain.sig.any()
         high, low = total > RAW_EXP_LIMIT, total < -RAW_EXP_LIMIT
         with m.If(live & (plain.nan | (some & high))):

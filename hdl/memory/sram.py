@@ -1,5 +1,7 @@
 """The one wrapper around on-chip memories, so that an ASIC flow can put macros in one place."""
 
+from typing import Any
+
 from amaranth.hdl import Elaboratable, Module, ShapeLike
 from amaranth.lib import memory
 
@@ -28,10 +30,10 @@ class Sram(Elaboratable):
         self._write = self._memory.write_port(granularity=granularity)
         self._reads = [self._memory.read_port(domain="sync") for _ in range(reads)]
         self.write_address = self._write.addr
-        self.write_data = self._write.data
+        self.write_data: Any = self._write.data
         self.write_enable = self._write.en
         self.read_address = [port.addr for port in self._reads]
-        self.read_data = [port.data for port in self._reads]
+        self.read_data: list[Any] = [port.data for port in self._reads]
         self.read_enable = [port.en for port in self._reads]
 
     def elaborate(self, platform: object) -> Module:
