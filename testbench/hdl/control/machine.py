@@ -118,9 +118,11 @@ class Machine:
             if running and not offered and not self.hold and running[0][0] <= cycle:
                 offered = True
                 command = running[0][1]
+                error = self.append_error
+                index = 5 if error else 0
                 ctx.set(
                     o.payload,
-                    {"ident": command["ident"], "error": self.append_error, "index": 5, "status": 8},
+                    {"ident": command["ident"], "error": error, "index": index, "status": 8},
                 )
             ctx.set(o.valid, offered)
             _, _, valid, payload, taken = await ctx.tick().sample(i.valid, i.payload, o.ready)
@@ -319,10 +321,19 @@ class Machine:
             await self.tick()
         raise AssertionError(f"nothing after {TIMEOUT} cycles; log {self.log[-5:]}")
 
+    async def poll(self) -> dict[str, int]:
+        """As `next`, but looks into memory: fewer register accesses, so many commands per second."""
+        number, phase = self.taken, 1 + self.taken // self.completions
+        await self.until(lambda: self.completion(number)["phase"] == phase)
+        self.taken += 1
+        if self.taken % (self.completions // 2) == 0:
+            await self.write("COMPLETION_HEAD", self.taken & 0xFFFF)
+        return self.completion(number)
+
     async def perform(self, opcode: Opcode, **fields: int) -> dict[str, int]:
         """Submits a command with nothing else in flight and returns its completion."""
         tag = await self.submit(opcode, **fields)
-        found = await self.next()
+        found = await self.poll()
         assert (found["tag"], found["opcode"]) == (tag, opcode)
         return found
 
