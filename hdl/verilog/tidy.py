@@ -43,13 +43,13 @@ def drop_copies(module: Netlist) -> None:
     restored: dict[str, str] = {}
     for own, driver in module.connects:
         if (_plain(driver), driver) in given and inner(own) and inner(driver):
-            if own not in dead and driver not in restored:
+            if own not in dead and driver not in restored and not _FIELD.search(own):
                 restored[driver] = own
     # A child shows the fields of its ports itself.
     gone = {*dead, *restored, *(signal for port, signal in given if port == _plain(signal))}
     dead |= {n for n in module.wires if n.startswith(tuple(f"{g}{c}" for g in gone for c in ".["))}
     module.connects = [(a, b) for a, b in module.connects if a not in dead]
-    for name in (*dead, *restored.values()):
+    for name in dead | set(restored.values()):
         del module.wires[name]
     module.rename(restored)
     module.connects = [(a, b) for a, b in module.connects if a != b]
@@ -82,6 +82,8 @@ def name_ports(modules: list[Netlist], keep: set[str]) -> None:
         for port in module.ports:
             name = names.get(port, port)
             clean = "\\" + name.lstrip("\\_$").replace("$", "_")
+            if clean[1:2].isdigit():  # an unnamed intermediate value
+                clean = "\\value_" + clean[1:]
             if module.name not in keep and clean not in module.wires:
                 names |= {port: clean, name: clean}
         module.rename(names)
@@ -219,6 +221,16 @@ def _widen(module: Netlist, item: Item, result: str, widths: list[int]) -> None:
     item.lines = [line.replace(old, new) for line in item.lines if "connect \\Y " not in line]
     item.lines.append(f"    connect \\Y {name}")
     module.connects.append((result, f"{name} [{widths[2] - 1}:0]"))
+
+
+def fold_comparisons(module: Netlist) -> None:
+    """An unsigned number is never below zero: no comparator for that."""
+    for item in [i for i in module.items if i.type in ("$ge", "$lt")]:
+        ends = item.connections()
+        zero = re.fullmatch(r"\d+'0*|\{\s*\}", ends["\\B"]) and item.parameter("B_SIGNED") == "0"
+        if zero and item.parameter("A_SIGNED") == "0":
+            module.items.remove(item)
+            module.connects.append((ends["\\Y"], f"1'{int(item.type == '$ge')}"))
 
 
 def separate_names(module: Netlist, modules: dict[str, Netlist]) -> None:
