@@ -33,7 +33,7 @@ class ReadArbiter(wiring.Component):
         axi : AR and R of the AXI4 port. `rready` is always 1.
         beat, kv_beat : a beat came back in the last cycle; it was asked for by one of `kv`.
     Latency
-        Request to `arvalid`: 3 cycles. R beat to `data_valid`: 1 cycle.
+        Request to `arvalid`: 2 cycles. R beat to `data_valid`: 1 cycle.
     Throughput
         One burst per cycle, one beat per cycle.
     Backpressure

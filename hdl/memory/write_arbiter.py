@@ -37,8 +37,7 @@ class WriteArbiter(wiring.Component):
         axi : AW, W and B of the AXI4 port. `bready` is always 1.
         bytes : bytes written (strobes set) by the beat that was sent three cycles ago.
     Latency
-        Request to `awvalid`: 3 cycles; the first beat to `wvalid`: 2 cycles, and not before its
-        request is at AW. B to `done`: 1 cycle.
+        Request to `awvalid`: 2 cycles, to `wvalid`: 3, if the beat is there. B to `done`: 1 cycle.
     Throughput
         One burst per cycle, one beat per cycle.
     Backpressure

@@ -86,15 +86,11 @@ class Machine:
         bad_write = lambda address: address in self.bad_writes  # noqa: E731
         for port in (self.dut.ring, self.dut.loader):
             sim.add_testbench(
-                read_server(
-                    self.config, port, self.memory, self.rng, bad=bad_read, log=self.reads
-                ),
+                read_server(self.config, port, self.memory, self.rng, bad=bad_read, log=self.reads),
                 background=True,
             )
         sim.add_testbench(
-            write_server(
-                self.config, self.dut.completion, self.memory, self.rng, bad=bad_write
-            ),
+            write_server(self.config, self.dut.completion, self.memory, self.rng, bad=bad_write),
             background=True,
         )
         sim.add_testbench(self._append_unit, background=True)

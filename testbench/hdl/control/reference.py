@@ -84,9 +84,7 @@ class Reference:
         config, me = self.config, Opcode.PLANE
         self._refuse(c["plane"] >= config.planes, Error.BAD_PLANE, me, "plane")
         self._refuse(c["format"] not in set(Format), Error.BAD_FORMAT, me, "format")
-        self._refuse(
-            not 1 <= c["head"] <= config.max_tiles, Error.BAD_HEAD_SIZE, me, "head"
-        )
+        self._refuse(not 1 <= c["head"] <= config.max_tiles, Error.BAD_HEAD_SIZE, me, "head")
         self._aligned(c, me, "base", "stride")
         page = PageLayout(config, Format(c["format"]), c["head"]).page_bytes
         self._refuse(c["stride"] < page, Error.BAD_RANGE, me, "stride")
