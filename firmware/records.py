@@ -36,8 +36,10 @@ def pack(record: Record, count: int, values: Mapping[str, ArrayLike]) -> Bytes:
 
 
 def unpack(record: Record, raw: Bytes) -> dict[str, NDArray[np.int64]]:
-    """Every field of records [n, record.bytes] as int64 (64-bit values beyond 2^62 become 2^62 and their
-    low 12 bits: still far outside any memory, still as aligned)."""
+    """Every field of records [n, record.bytes] as int64.
+
+    64-bit values beyond 2^62 become 2^62 and their low 12 bits: as far outside memory, as aligned.
+    """
     out: dict[str, NDArray[np.int64]] = {}
     for field in record.fields:
         byte, bit = divmod(field.lsb, 8)
