@@ -59,6 +59,7 @@ def generate(
         tidy.drop_copies(module)
         tidy.drop_elements(module)
         tidy.select_parts(module)
+        tidy.fold_comparisons(module)
         tidy.drop_unread(module)
     if merge:
         modules, _ = merge_identical(modules, keep)

@@ -61,7 +61,7 @@ def build(
     its own folder, and the first to finish is kept. Raises `BuildError` and `ToolMissing`.
     """
     compiler = _Compiler(optimise)
-    options = [*VERILATE, *verilate, *(["--trace-fst", "--trace-structs"] if trace else [])]
+    options = [*VERILATE, *verilate, *(["--trace-fst"] if trace else [])]
     parts = [design.text, *(p.read_text() for p in sorted(HARNESS.iterdir())), repr(options)]
     key = _hash(*parts, compiler.identity, str(trace))
     folder = toolchain.cache_folder() / "builds" / f"{design.name}-{design.config.name}-{key}"
