@@ -1,0 +1,1 @@
+"""cocotb on the generated Verilog: builds, runs, the core as a device."""

@@ -1,0 +1,1 @@
+"""cocotb testbenches of the generated Verilog, on Verilator and on Icarus."""

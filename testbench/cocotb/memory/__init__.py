@@ -1,0 +1,1 @@
+"""cocotb tests of `m890.hdl.memory`."""
