@@ -108,6 +108,7 @@ class Completion(wiring.Component):
             entries.write_data.eq(self.entry),
             entries.write_enable.eq(self.begin),
             entries.read_address[0].eq(event.ident),
+            entries.read_enable[0].eq(0),
             self.release_ident.eq(event.ident),
         ]
         beats = max(1, COMPLETION_BYTES // config.port_bytes)

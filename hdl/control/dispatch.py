@@ -135,6 +135,9 @@ class Dispatch(wiring.Component):
             sequences.read_address[0].eq(self._sequence_of(opcode, commands)),
             sequences.read_address[1].eq(self.sequence_address),
             sequences.read_enable[1].eq(1),
+            # An enable that no branch drives is 1 by Amaranth's default; these words must be held.
+            planes.read_enable[0].eq(0),
+            sequences.read_enable[0].eq(0),
             self.sequence_entry.eq(sequences.read_data[1]),
         ]
         self._payloads(m, commands, planes.read_data[0], sequences.read_data[0])

@@ -195,6 +195,8 @@ class JobLoader(wiring.Component):
             self.segment.payload.eq(segments.read_data[0]),
             *(job[n].eq(source[n]) for n in dict(job.shape()) if n != "slot"),
             job.slot.eq(slot),
+            jobs.read_enable[1].eq(0),  # held but in IDLE and READ
+            segments.read_enable[0].eq(0),
         ]
         with m.FSM(name="offer"):
             with m.State("IDLE"):

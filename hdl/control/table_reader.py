@@ -144,6 +144,7 @@ class TableReader(wiring.Component):
         m.d.comb += [
             jobs.o.ready.eq(done),
             tables.read_address[0].eq(Cat(address, half)),
+            tables.read_enable[0].eq(0),
             self.job.payload.eq(job),
             self.mask_ident.eq(job.ident),
             self.plane.eq(job.plane),

@@ -10,12 +10,13 @@ class Sram(Elaboratable):
     """A synchronous memory: one write port, any number of read ports, contents undefined at start.
 
     Function
-        A read enabled in cycle n shows its word in cycle n + 1 and holds it until the next read. A read
-        of the address written in the same cycle returns the old word.
+        A read enabled in cycle n shows its word in cycle n + 1 and holds it until the next read. A
+        read of the address written in the same cycle returns the old word.
     Members
         write_address, write_data, write_enable : the write port. With `granularity`, `write_enable`
             has one bit per `granularity` bits of the word.
-        read_address[i], read_enable[i], read_data[i] : read port i.
+        read_address[i], read_enable[i], read_data[i] : read port i. A `read_enable` is 1 wherever
+            nothing drives it, also in branches: drive 0 first where words must be held.
     Latency
         1 cycle.
     Storage

@@ -46,8 +46,8 @@ def values(payload: Any) -> dict[str, int]:
 class Machine:
     """`run(test)` simulates `await test(machine)`; the engines log what reaches them.
 
-    `log` holds (event, ident, plane base, sequence tables) in order: "append", "append done",
-    "attend", "attend done". `hold` keeps engines from finishing while it is true.
+    `log` holds (event, number) in order: the number-th "append", "append done", "attend" or
+    "attend done". `hold` keeps engines from finishing while it is true.
     """
 
     def __init__(self, seed: int, config: CoreConfig | None = None, ring: int = 8) -> None:
@@ -59,7 +59,8 @@ class Machine:
             ring * COMPLETION_BYTES
         )
         self.dut = Control(self.config)
-        self.log: list[tuple[str, int, int, tuple[int, ...]]] = []
+        self.log: list[tuple[str, int]] = []
+        self.ctx: Any = None
         self.jobs: list[Job] = []
         self.appends: list[dict[str, int]] = []
         self.reads: list[tuple[int, int]] = []
@@ -127,11 +128,11 @@ class Machine:
                 command = values(payload)
                 self.appends.append(command)
                 running.append((cycle + self.rng.randrange(60), command))
-                self._note("append", command, (command["table"],))
+                self._note("append")
             if offered and taken:
                 offered = False
-                _, command = running.popleft()
-                self._note("append done", command, (command["table"],))
+                running.popleft()
+                self._note("append done")
 
     async def _attend_unit(self, ctx: Any) -> None:
         dut = self.dut
@@ -179,13 +180,13 @@ class Machine:
                 self.jobs.append(current)
                 rows[slot], queries[slot] = {}, {}
                 free[slot] = False
+                self._note("attend")
             elif segment_valid and take:
                 assert current is not None
                 current.segments.append(values(segment))
                 if segment.last:
                     over = cycle + self.rng.randrange(60)
                     running.append([over, over + self.rng.randrange(60), current])
-                    self._note("attend", current.job, self._tables(current))
                     current = None
             for over, _, job in running:
                 if over <= cycle and not self.hold:
@@ -194,14 +195,11 @@ class Machine:
                     free[slot] |= newest is job
             if offered and done_ready:
                 offered = False
-                _, _, job = running.popleft()
-                self._note("attend done", job.job, self._tables(job))
+                running.popleft()
+                self._note("attend done")
 
-    def _tables(self, job: Job) -> tuple[int, ...]:
-        return tuple(s["table"] for s in job.segments if s["kind"] != 2)
-
-    def _note(self, event: str, command: dict[str, int], tables: tuple[int, ...]) -> None:
-        self.log.append((event, command["ident"], command["base"], tables))
+    def _note(self, event: str) -> None:
+        self.log.append((event, sum(e == event for e, _ in self.log)))
 
     # ---------------------------------------------------------------- firmware's side
 
@@ -318,7 +316,7 @@ class Machine:
         raise AssertionError(f"nothing after {TIMEOUT} cycles; log {self.log[-5:]}")
 
     async def poll(self) -> dict[str, int]:
-        """As `next`, but looks into memory: fewer register accesses, so many commands per second."""
+        """As `next`, but looks into memory: fewer register accesses, more commands per second."""
         number, phase = self.taken, 1 + self.taken // self.completions
         await self.until(lambda: self.completion(number)["phase"] == phase)
         self.taken += 1
