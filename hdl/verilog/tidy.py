@@ -110,10 +110,12 @@ def drop_unread(module: Netlist) -> None:
             if not (i.kind == "cell" and i.type.startswith("$") and i.type not in _KEPT
                     and i.connections().get("\\Y") in dead)
         ]  # fmt: skip
-        if len(items) == len(module.items):
+        connects = [(a, b) for a, b in module.connects if a not in dead]
+        if len(items) == len(module.items) and len(connects) == len(module.connects):
             return
-        gone = {i.connections()["\\Y"] for i in module.items if i not in items}
-        module.items = items
+        gone = {a for a, _ in module.connects} - {a for a, _ in connects}
+        gone |= {i.connections()["\\Y"] for i in module.items if i not in items}
+        module.items, module.connects = items, connects
         module.wires = {n: w for n, w in module.wires.items() if n not in gone}
 
 
@@ -190,16 +192,15 @@ def select_parts(module: Netlist) -> None:
             most = (1 << widths[1]) - (1 << zeros)
         needed = most + widths[2]
         signed = item.parameter("A_SIGNED") != "0"
-        if signed or needed > 4 * widths[0]:
+        if needed > 4 * widths[0]:
             _widen(module, item, result, widths)
             continue
-        if needed > widths[0] or source.startswith(("{", *"0123456789")) or " " in source:
-            name = f"$select{len(module.wires)}"
-            width = max(needed, widths[0])
-            module.wires[name] = Wire(width)
-            more = f"{width - widths[0]}'{'0' * (width - widths[0])}"
-            module.connects.append((name, f"{{ {more} {source} }}" if more[0] != "0" else source))
-            source, widths[0] = name, width
+        if source not in module.wires:
+            source = _new_wire(module, widths[0], source)
+        if (more := needed - widths[0]) > 0:
+            sign = f"{source} [{widths[0] - 1}]"
+            fill = " ".join([sign] * more) if signed else f"{more}'{'0' * more}"
+            source, widths[0] = _new_wire(module, needed, f"{{ {fill} {source} }}"), needed
         item.type = "$shiftx"
         item.lines = [
             "    parameter \\A_SIGNED 0",
@@ -211,12 +212,19 @@ def select_parts(module: Netlist) -> None:
         ]
 
 
+def _new_wire(module: Netlist, width: int, value: str = "") -> str:
+    name = f"$select{len(module.wires)}"
+    module.wires[name] = Wire(width)
+    if value:
+        module.connects.append((name, value))
+    return name
+
+
 def _widen(module: Netlist, item: Item, result: str, widths: list[int]) -> None:
     """Let a shift give its whole result, of which the low part is taken."""
     if widths[2] >= widths[0]:
         return
-    name = f"$select{len(module.wires)}"
-    module.wires[name] = Wire(widths[0])
+    name = _new_wire(module, widths[0])
     old, new = f"parameter \\Y_WIDTH {widths[2]}", f"parameter \\Y_WIDTH {widths[0]}"
     item.lines = [line.replace(old, new) for line in item.lines if "connect \\Y " not in line]
     item.lines.append(f"    connect \\Y {name}")
