@@ -12,7 +12,7 @@ from m890.hdl.memory.ports import ReadPort
 from m890.hdl.memory.queue import Queue
 from m890.hdl.memory.sram import Sram
 from m890.hdl.numerics.formats import Format
-from m890.hdl.numerics.pipeline import delay, register
+from m890.hdl.numerics.pipeline import delay, largest, register
 from m890.hdl.numerics.quantise import RowScale, finite_magnitude
 
 ROWS = 8
@@ -125,17 +125,20 @@ class AppendSource(wiring.Component):
     def _scale(self, m: Module) -> None:
         config, read, job = self._config, self.read, self.job
         is_fp16 = job.source_format == Format.FP16
-        largest = [
+        sizes = [
             register(m, finite_magnitude(read.data.word_select(n, 16), is_fp16), name=f"size{n}")
             for n in range(config.lanes)
         ]
         levels = 0
-        while len(largest) > 1:
+        while len(sizes) > 1:
             levels += 1
-            largest = [
-                register(m, _largest(largest[n : n + 4]), name=f"largest{levels}_{n // 4}")
-                for n in range(0, len(largest), 4)
-            ]
+            sizes = [
+                register(
+                    m, largest(m, sizes[n : n + 4], name=f"size{levels}_{n // 4}"),
+                    name=f"size{levels}_{n // 4}",
+                )
+                for n in range(0, len(sizes), 4)
+            ]  # fmt: skip
         valid = delay(m, read.data_valid, 1 + levels, name="valid", reset=True)
         last = delay(m, read.last, 1 + levels, name="last")
         error = delay(m, read.error, 1 + levels, name="error")
@@ -146,10 +149,10 @@ class AppendSource(wiring.Component):
         with m.If(valid):
             m.d.sync += [
                 inside.eq(~last),
-                amax.eq(Mux(inside & (amax > largest[0]), amax, largest[0])),
+                amax.eq(Mux(inside & (amax > sizes[0]), amax, sizes[0])),
                 bad.eq(error | (inside & bad)),
             ]
-        m.submodules.scale = scale = RowScale()
+        m.submodules.row_scale = scale = RowScale()
         m.submodules.rows = rows = Queue(ROW, ROWS)
         m.d.comb += [
             scale.amax.eq(amax),
@@ -160,13 +163,3 @@ class AppendSource(wiring.Component):
             rows.i.valid.eq(delay(m, ready, scale.latency, name="ready", reset=True)),
         ]
         wiring.connect(m, rows.o, wiring.flipped(self.row))
-
-
-def _largest(values: list) -> Value:
-    """The largest of at most four values."""
-    while len(values) > 1:
-        values = [
-            Mux(values[n] < values[n + 1], values[n + 1], values[n])
-            for n in range(0, len(values), 2)
-        ]
-    return values[0]

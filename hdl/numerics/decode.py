@@ -65,7 +65,7 @@ def bias_to_wide(
     element = decode16(m, raw, is_fp16, name=f"{name}_element")
     o = bundle(Wide, name=name)
     masks = Signal(name=f"{name}_masks")
-    sig, shift = shift_left_to_top(element.sig, (8, 4, 2, 1))
+    sig, shift = shift_left_to_top(m, element.sig, (8, 4, 2, 1), name=f"{name}_sig")
     with m.If(element.nan):
         m.d.comb += o.nan.eq(1)
     with m.Elif(sig.any()):

@@ -5,7 +5,14 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.numerics.formats import DOT_FRACTION_BITS, SIG_BITS, WIDE_EXP_BITS, WIDE_SIG_BITS
-from m890.hdl.numerics.pipeline import delay, nearest_even, register, shift_left_to_top
+from m890.hdl.numerics.pipeline import (
+    delay,
+    largest,
+    nearest_even,
+    register,
+    shift_left_to_top,
+    wire,
+)
 from m890.hdl.numerics.types import Element, Operand, Wide
 from m890.hdl.numerics.wide import pack_wide
 
@@ -57,11 +64,16 @@ class DotProduct(wiring.Component):
     @property
     def tree_stages(self) -> int:
         """Cycles of a tree over the lanes that takes two levels per cycle."""
-        return (self.lanes.bit_length()) // 2
+        return self.lanes.bit_length() // 2
+
+    @staticmethod
+    def latency_of(lanes: int) -> int:
+        """Latency of a unit of so many lanes."""
+        return 7 + 2 * (lanes.bit_length() // 2)
 
     @property
     def latency(self) -> int:
-        return 7 + 2 * self.tree_stages
+        return self.latency_of(self.lanes)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -79,22 +91,25 @@ class DotProduct(wiring.Component):
             nans.append(active & (a.nan | b.nan))
         nan = register(m, Cat(*nans).any(), name="nan")
 
-        largest, stage = list(exps), 0
-        while len(largest) > 1:
+        tops, stage = list(exps), 0
+        while len(tops) > 1:
             stage += 1
-            largest = [
-                register(m, _maximum(largest[n : n + 4]), name=f"largest{stage}_{n // 4}")
-                for n in range(0, len(largest), 4)
-            ]
-        largest = largest[0]
+            tops = [
+                register(
+                    m, largest(m, tops[n : n + 4], name=f"top{stage}_{n // 4}"),
+                    name=f"top{stage}_{n // 4}",
+                )
+                for n in range(0, len(tops), 4)
+            ]  # fmt: skip
+        top = tops[0]
         assert stage == self.tree_stages
 
         # A distance of ALIGNED_BITS or more clears the product. An inactive lane's product is zero.
         aligned, negative = [], []
         for n in range(self.lanes):
             exp = delay(m, exps[n], stage, name=f"exp{n}_late")
-            distance = (largest - exp).as_unsigned()
-            clamped = Mux(distance[5 : EXP_BITS + 1].any(), 31, distance[:5])
+            distance = wire(m, (top - exp)[: EXP_BITS + 1], name=f"distance{n}")
+            clamped = Mux(distance[5:].any(), 31, distance[:5])
             amount = register(m, clamped, unsigned(5), name=f"amount{n}")
             term = delay(m, Cat(products[n], signs[n]), stage + 1, name=f"term{n}_late")
             magnitude = Cat(C(0, GUARD_BITS), term[:PRODUCT_BITS]) >> amount
@@ -127,21 +142,11 @@ class DotProduct(wiring.Component):
         m.d.sync += self.o.eq(
             _round(
                 m, total[0], self.lanes,
-                exp=delay(m, largest, since, name="largest_late"),
+                exp=delay(m, top, since, name="top_late"),
                 nan=delay(m, nan, stage + since, name="nan_late"),
             )
         )  # fmt: skip
         return m
-
-
-def _maximum(values: list[Value]) -> Value:
-    """The largest of at most four values."""
-    while len(values) > 1:
-        values = [
-            Mux(pair[0] < pair[1], pair[1], pair[0]) if len(pair) == 2 else pair[0]
-            for pair in (values[n : n + 2] for n in range(0, len(values), 2))
-        ]
-    return values[0]
 
 
 def _round(m: Module, total: Value, lanes: int, *, exp: Value, nan: Value) -> data.View:
@@ -152,15 +157,15 @@ def _round(m: Module, total: Value, lanes: int, *, exp: Value, nan: Value) -> da
     exp = register(m, exp, name="magnitude_exp")
 
     steps = (16, 8, 4, 2, 1)
-    coarse, high = shift_left_to_top(magnitude, steps[:2])
-    coarse = register(m, coarse, name="coarse")
+    shifted, high = shift_left_to_top(m, magnitude, steps[:2], name="magnitude")
+    coarse = register(m, shifted, name="coarse")
     exp = register(m, exp - (high << 3), signed(EXP_BITS), name="coarse_exp")
-    fine, low = shift_left_to_top(coarse, steps[2:])
-    fine = register(m, fine, name="fine")
+    shifted, low = shift_left_to_top(m, coarse, steps[2:], name="coarse")
+    fine = register(m, shifted, name="fine")
     # The top bit, once set, weighs 2^(exp + bits - 1 - DOT_FRACTION_BITS).
     exp = register(m, exp - low + (bits - 1 - DOT_FRACTION_BITS), signed(EXP_BITS), name="fine_exp")
 
     return pack_wide(
         m, sign=delay(m, sign, 2, name="sign"), exp=exp, nan=delay(m, nan, 3, name="nan"),
-        sig=nearest_even(fine, bits - WIDE_SIG_BITS), name="rounded",
+        sig=nearest_even(m, fine, bits - WIDE_SIG_BITS, name="rounded_sig"), name="rounded",
     )  # fmt: skip

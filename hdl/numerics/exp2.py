@@ -17,7 +17,10 @@ from m890.hdl.numerics.pipeline import (
     lookup,
     nearest_even,
     register,
+    registers,
+    shift_left_to_top,
     shift_right_sticky,
+    wire,
 )
 from m890.hdl.numerics.tables import EXP2_BASE, EXP2_SLOPE, EXP2_STEP_BITS, EXP2_UNIT_BITS
 from m890.hdl.numerics.types import Operand, Wide
@@ -70,17 +73,17 @@ class Exp2(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         s = self.s
-        distance = LARGEST_EXP - s.exp
+        distance = wire(m, LARGEST_EXP - s.exp, name="distance")
         far = register(m, distance < 0, name="far")
         amount = register(m, Mux(distance[5:].any(), 31, distance[:5]), name="amount")
-        sig, sign, nan = (register(m, x, name="kept") for x in (s.sig, s.sign, s.nan))
+        sig, sign, nan = registers(m, "_1", sig=s.sig, sign=s.sign, nan=s.nan)
 
         # The significand as a fixed-point score of the largest exponent, before the shift.
         top = Cat(C(0, SCORE_BITS - WIDE_SIG_BITS), sig)
         shifted, lost = shift_right_sticky(top, amount)
         magnitude = register(m, shifted, name="magnitude")
         lost = register(m, lost, name="lost")
-        far, sign, nan = (register(m, x, name="kept") for x in (far, sign, nan))
+        far, sign, nan = registers(m, "_2", far=far, sign=sign, nan=nan)
 
         # floor(-x) = -ceil(x) = ~x where a fraction was lost, and -x where none was.
         whole = Cat(magnitude, C(0, 1))
@@ -103,7 +106,7 @@ class Exp2(wiring.Component):
         # Below 2^(base_bits): the last step ends short of 2.
         mantissa = register(m, (delay(m, base, 1, name="base_late2") + step)[:base_bits], name="m")
 
-        rounded = nearest_even(mantissa, base_bits - SIG_BITS)
+        rounded = nearest_even(m, mantissa, base_bits - SIG_BITS, name="rounded")
         carry = rounded[SIG_BITS]
         exponent = delay(m, t[SCORE_FRACTION_BITS:].as_signed(), 3, name="n")
         flags = delay(m, flags, 3, name="flags_late")
@@ -162,8 +165,8 @@ class ScaleP(wiring.Component):
         nan = register(m, self.p.nan | exponent.all(), name="nan")
 
         top = len(product) - 1
-        normal = Mux(product[top], product, (product << 1)[: top + 1])
-        rounded = nearest_even(normal, top + 1 - SIG_BITS)
+        normal, _ = shift_left_to_top(m, product, (1,), name="normal")
+        rounded = nearest_even(m, normal, top + 1 - SIG_BITS, name="rounded")
         carry = rounded[SIG_BITS]
         with m.If(~product.any()):
             m.d.sync += self.o.eq(0)

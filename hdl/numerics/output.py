@@ -10,6 +10,7 @@ from m890.hdl.numerics.pipeline import (
     lookup,
     register,
     shift_left_to_top,
+    wire,
 )
 from m890.hdl.numerics.rounding import FP32, STAGES, round_to, target
 from m890.hdl.numerics.tables import RECIPROCAL, RECIPROCAL_INDEX_BITS, RECIPROCAL_UNIT_BITS
@@ -133,7 +134,7 @@ class Normalise(wiring.Component):
         sign = register(m, value.sign, name="sign")
 
         # l's significand and y1 may both be small: up to two leading zeros.
-        normal, shift = shift_left_to_top(product, (2, 1))
+        normal, shift = shift_left_to_top(m, product, (2, 1), name="normal")
         exp = register(m, exp - shift, name="exp_normal")
         kept = RESULT_BITS - 1
         sig = register(m, Cat(normal[:-kept].any(), normal[-kept:]), name="sig")
@@ -154,9 +155,10 @@ class Normalise(wiring.Component):
 
         format = delay(m, format, STAGES, name="format_late")
         live, nan, sign = (delay(m, x, 1 + STAGES, name="flag") for x in (live, nan, sign))
-        half, brief = format == OutputFormat.FP16, format == OutputFormat.BF16
+        half = wire(m, format == OutputFormat.FP16, name="half")
+        brief = wire(m, format == OutputFormat.BF16, name="brief")
         flushed = tiny & (format == OutputFormat.RAW)
-        infinity = Mux(half, 0x7C00, Mux(brief, 0x7F80, 0x7F800000))
+        infinity = wire(m, Mux(half, 0x7C00, Mux(brief, 0x7F80, 0x7F800000)), name="infinity")
         quiet = Mux(half, 0x7E00, Mux(brief, 0x7FC0, 0x7FC00000))
         limited = Mux(code > infinity, infinity, code)[:31]
         signed_code = limited | Mux(half | brief, sign << 15, sign << 31)

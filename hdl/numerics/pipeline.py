@@ -34,6 +34,18 @@ def register(m: Module, value: Any, shape: ShapeLike | None = None, *, name: str
     return late
 
 
+def registers(m: Module, suffix: str, **values: Any) -> Any:
+    """Several values one cycle later, in order; their names get `suffix`."""
+    return tuple(register(m, value, name=name + suffix) for name, value in values.items())
+
+
+def wire(m: Module, value: Value, *, name: str) -> Signal:
+    """`value` with a name: Amaranth writes an expression out again at each of its uses."""
+    named = Signal(value.shape(), name=name)
+    m.d.comb += named.eq(value)
+    return named
+
+
 def lookup(m: Module, index: Value, table: Sequence[int], shape: ShapeLike, *, name: str) -> Signal:
     """`table[index]`, combinational: a logic table that any technology maps."""
     if len(table) != 1 << len(index):
@@ -46,7 +58,21 @@ def lookup(m: Module, index: Value, table: Sequence[int], shape: ShapeLike, *, n
     return word
 
 
-def shift_left_to_top(value: Value, steps: Sequence[int]) -> tuple[Value, Value]:
+def largest(m: Module, values: Sequence[Value], *, name: str) -> Value:
+    """The largest of values (a power of two of them), in comparisons two by two."""
+    level = 0
+    while len(values) > 1:
+        level += 1
+        values = [
+            wire(m, Mux(low < high, high, low), name=f"{name}_{level}_{n}")
+            for n, (low, high) in enumerate(zip(values[::2], values[1::2], strict=True))
+        ]
+    return values[0]
+
+
+def shift_left_to_top(
+    m: Module, value: Value, steps: Sequence[int], *, name: str
+) -> tuple[Value, Value]:
     """`value` shifted left until its top bit is set, and the shift, one power of two per step.
 
     Steps descend; each tests whether that many top bits are zero. A caller that splits `steps` over
@@ -55,22 +81,21 @@ def shift_left_to_top(value: Value, steps: Sequence[int]) -> tuple[Value, Value]
     bits = len(value)
     shift = []
     for step in steps:
-        clear = value[max(bits - step, 0) :] == 0
+        clear = wire(m, ~value[max(bits - step, 0) :].any(), name=f"{name}_clear{step}")
         shift.append(clear)
-        value = Mux(clear, (value << step)[:bits], value)
+        value = wire(m, Mux(clear, (value << step)[:bits], value), name=f"{name}_by{step}")
     return value, Cat(*reversed(shift))
 
 
 def shift_right_sticky(value: Value, amount: Value) -> tuple[Value, Value]:
-    """`value >> amount` and whether any bit that fell out was set."""
+    """`value >> amount` and whether any bit that fell out was set. Both should be signals."""
     ones = Const((1 << len(value)) - 1, len(value))
     return value >> amount, (value & ~(ones << amount)[: len(value)]).any()
 
 
-def nearest_even(value: Value, drop: int, sticky: Value | int = 0) -> Value:
+def nearest_even(m: Module, value: Value, drop: int, *, name: str) -> Value:
     """`value / 2^drop` rounded to nearest, ties to even; one bit longer than what is kept."""
     if drop == 0:
-        return value
-    kept = value[drop:]
-    below = sticky | value[: drop - 1].any() if drop > 1 else Value.cast(sticky)
-    return kept + (value[drop - 1] & (below | kept[0]))
+        return Cat(value, Const(0, 1))
+    rounded = value[drop:] + (value[drop - 1] & (value[: drop - 1].any() | value[drop]))
+    return wire(m, rounded, name=name)

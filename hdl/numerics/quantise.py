@@ -32,7 +32,7 @@ def _normal(m: Module, raw: Value, is_fp16: Value, *, name: str) -> tuple[Value,
     element = decode16(m, raw, is_fp16, name=f"{name}_element")
     sig = register(m, element.sig, name=f"{name}_sig")
     exp = register(m, element.exp, name=f"{name}_exp")
-    normal, shift = shift_left_to_top(sig, (8, 4, 2, 1))
+    normal, shift = shift_left_to_top(m, sig, (8, 4, 2, 1), name=f"{name}_shift")
     return (
         register(m, normal, name=f"{name}_normal"),
         register(m, exp - shift, signed(SCALE_EXP_BITS), name=f"{name}_normal_exp"),
@@ -88,7 +88,7 @@ class RowScale(wiring.Component):
 
         # Normalised factors: the product has one leading zero at most. Up: any bit below counts.
         top = len(product) - 1
-        normal = Mux(product[top], product, (product << 1)[: top + 1])
+        normal, _ = shift_left_to_top(m, product, (1,), name="normal")
         eight = register(m, normal[-8:] + normal[:-8].any(), name="eight")
         # amax = sig 2^(exp - 10), multiplier in units of 2^-17: the top bit weighs 2^exp.
         exp = register(m, exp + product[top] - 1, signed(SCALE_EXP_BITS), name="exp_late")
@@ -147,7 +147,7 @@ class QuantiseLane(wiring.Component):
         # inverse is in (2^15, 2^16]: the product is below 2^27, with one leading zero at most.
         product = product[: SIG_BITS + SCALE_INVERSE_UNIT_BITS]
         top = len(product) - 1
-        normal = Mux(product[top], product, (product << 1)[: top + 1])
+        normal, _ = shift_left_to_top(m, product, (1,), name="normal")
         keep = SIG_BITS + 1
         rounding = register(m, Cat(normal[:-keep].any(), normal[-keep:]), name="rounding")
         # inverse's 2^16 stands for one, and weighs the product's top bit.

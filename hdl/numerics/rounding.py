@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 
 from m890.hdl.numerics.formats import CODINGS, Format
-from m890.hdl.numerics.pipeline import delay, register, shift_right_sticky
+from m890.hdl.numerics.pipeline import delay, register, shift_right_sticky, wire
 
 STAGES = 3
 """Cycles that `round_to` takes."""
@@ -56,10 +56,11 @@ def round_to(
         with m.Default():
             m.d.comb += _constants(drop, least, most, bits, first)
 
-    above = exp - least
-    tiny = above < 0
-    depth = -above
+    above = wire(m, exp - least, name="round_above")
+    tiny = wire(m, above < 0, name="round_below")
+    depth = wire(m, -above, name="round_depth")
     amount = Mux(tiny, Mux(depth[5:].any(), 31, depth[:5]), 0) + drop
+    amount = wire(m, amount, name="round_shift")
     amount = register(m, Mux(amount > 31, 31, amount)[:5], name="round_amount")
     # The exponent field less one: the significand's leading one adds it.
     subnormal = tiny | ~sig[-1]
@@ -69,6 +70,7 @@ def round_to(
 
     # One place lower than the format's last bit: the half that decides the rounding.
     shifted, lost = shift_right_sticky(Cat(C(0, 1), sig), amount)
+    shifted = wire(m, shifted, name="round_shifted")
     up = register(m, shifted[0] & (lost | shifted[1]), name="round_up")
     whole = register(m, shifted[1 : widest + 2], name="round_whole")
     field = register(m, field, name="round_field_late")

@@ -5,7 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.numerics.formats import WIDE_SIG_BITS
-from m890.hdl.numerics.pipeline import bundle, delay, lookup, register, shift_left_to_top
+from m890.hdl.numerics.pipeline import bundle, delay, lookup, register, shift_left_to_top, wire
 from m890.hdl.numerics.tables import (
     TANH_C0,
     TANH_C1,
@@ -61,23 +61,20 @@ class SoftCap(wiring.Component):
     inverse: Signal
     enable: Signal
     o: data.View
+    latency = 8 + 2 * MulWide.latency
 
     def __init__(self) -> None:
         super().__init__(
             {"s": In(Wide), "cap": In(32), "inverse": In(32), "enable": In(1), "o": Out(Wide)}
         )
 
-    @property
-    def latency(self) -> int:
-        return 8 + 2 * MulWide.latency
-
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.argument = argument = MulWide()
+        m.submodules.by_inverse = argument = MulWide()
         m.d.comb += [argument.a.eq(self.s), argument.b.eq(_normal(m, self.inverse, "b"))]
         x = argument.o
 
-        distance = LARGEST_EXP - x.exp
+        distance = wire(m, LARGEST_EXP - x.exp, name="distance")
         far = register(m, distance < 0, name="far")
         amount = register(m, Mux(distance[5:].any(), 31, distance[:5]), name="amount")
         sig = register(m, x.sig, name="x_sig")
@@ -102,11 +99,11 @@ class SoftCap(wiring.Component):
         t = register(m, clamped[: TANH_UNIT_BITS + 1], name="t")
 
         steps = (16, 8, 4, 2, 1)
-        coarse, high = shift_left_to_top(t, steps[:2])
-        coarse = register(m, coarse, name="coarse")
+        shifted, high = shift_left_to_top(m, t, steps[:2], name="t")
+        coarse = register(m, shifted, name="coarse")
         high = register(m, high, name="high")
-        fine, low = shift_left_to_top(coarse, steps[2:])
-        m.submodules.product = product = MulWide()
+        fine, low = shift_left_to_top(m, coarse, steps[2:], name="coarse")
+        m.submodules.by_cap = product = MulWide()
         tanh = product.a
         # t's top bit weighs one.
         exp = Mux(fine.any(), -Cat(low, high), 0)

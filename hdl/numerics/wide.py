@@ -9,8 +9,10 @@ from m890.hdl.numerics.pipeline import (
     bundle,
     nearest_even,
     register,
+    registers,
     shift_left_to_top,
     shift_right_sticky,
+    wire,
 )
 from m890.hdl.numerics.types import Wide
 
@@ -160,10 +162,10 @@ def _product(
     exp = register(m, exp, name="product_exp")
     sign = register(m, sign, name="product_sign")
     nan = register(m, nan, name="product_nan")
-    normal = Mux(product[top], product, (product << 1)[: top + 1])
+    normal, _ = shift_left_to_top(m, product, (1,), name="normal")
     packed = pack_wide(
         m, sign=sign, exp=exp + product[top], nan=nan, name="rounded",
-        sig=nearest_even(normal, len(normal) - WIDE_SIG_BITS),
+        sig=nearest_even(m, normal, top + 1 - WIDE_SIG_BITS, name="rounded_sig"),
     )  # fmt: skip
     m.d.sync += o.eq(packed)
 
@@ -193,12 +195,12 @@ class WideAdd(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         keys = []
-        for addend in (self.a, self.b):
+        for name, addend in (("key_a", self.a), ("key_b", self.b)):
             # Zero orders below everything; a biased exponent makes the order that of integers.
             biased = addend.exp.as_unsigned() ^ -LEAST_EXP
-            keys.append(Mux(addend.sig[-1], Cat(addend.sig, biased), 0))
+            keys.append(wire(m, Mux(addend.sig[-1], Cat(addend.sig, biased), 0), name=name))
         key_a, key_b = keys
-        swap = key_a < key_b
+        swap = wire(m, key_a < key_b, name="swap")
         large = register(m, Mux(swap, key_b, key_a), name="large")
         small = register(m, Mux(swap, key_a, key_b), name="small")
         sign = register(m, Mux(swap, self.b.sign, self.a.sign), name="sign")
@@ -207,26 +209,26 @@ class WideAdd(wiring.Component):
 
         # Three bits below the significand: guard, round, and sticky as the lowest one. With them
         # the rounded sum is that of the exact one. 31 places clear a significand of 26 bits.
-        distance = large[WIDE_SIG_BITS:] - small[WIDE_SIG_BITS:]
-        amount = Mux(distance[5:].any(), 31, distance[:5])[:5]
+        distance = wire(m, large[WIDE_SIG_BITS:] - small[WIDE_SIG_BITS:], name="distance")
+        amount = wire(m, Mux(distance[5:].any(), 31, distance[:5])[:5], name="amount")
         shifted, lost = shift_right_sticky(Cat(C(0, 2), small[:WIDE_SIG_BITS]), amount)
         aligned = register(m, Cat(lost, shifted), name="aligned")
-        large, sign, subtract, nan = (
-            register(m, x, name="kept") for x in (large, sign, subtract, nan)
+        large, sign, subtract, nan = registers(
+            m, "_2", large=large, sign=sign, subtract=subtract, nan=nan
         )
 
         augend = Cat(C(0, 3), large[:WIDE_SIG_BITS])
         bits = len(augend) + 1
         total = register(m, Mux(subtract, augend - aligned, augend + aligned)[:bits], name="total")
-        exp, sign, nan = (register(m, x, name="kept") for x in (large[WIDE_SIG_BITS:], sign, nan))
+        exp, sign, nan = registers(m, "_3", exp=large[WIDE_SIG_BITS:], sign=sign, nan=nan)
 
-        normal, shift = shift_left_to_top(total, (16, 8, 4, 2, 1))
-        normal = register(m, normal, name="normal")
+        shifted, shift = shift_left_to_top(m, total, (16, 8, 4, 2, 1), name="total")
+        normal = register(m, shifted, name="normal")
         # The top bit of `total` weighs twice the larger addend's.
         exp = register(m, exp + (LEAST_EXP + 1) - shift, signed(WIDE_EXP_BITS), name="normal_exp")
-        sign, nan = (register(m, x, name="kept") for x in (sign, nan))
+        sign, nan = registers(m, "_4", sign=sign, nan=nan)
 
-        rounded = nearest_even(normal, bits - WIDE_SIG_BITS)
+        rounded = nearest_even(m, normal, bits - WIDE_SIG_BITS, name="rounded_sig")
         m.d.sync += self.o.eq(
             pack_wide(m, sign=sign, exp=exp, sig=rounded, nan=nan, name="rounded")
         )
