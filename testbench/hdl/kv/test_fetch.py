@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from m890.hdl.config import preset
-from m890.hdl.kv.fetch import Fetcher
+from m890.hdl.kv.fetch import SCALES, Fetcher
 from m890.hdl.kv.items import beat_layout
 from m890.testbench.hdl.kv.bench import fields
 from m890.testbench.hdl.kv.support import Image, memory, run, sink, source
@@ -89,3 +89,26 @@ def test_a_beat_per_cycle(seed):
 def test_a_piece_that_cannot_fit_is_refused():
     with pytest.raises(ValueError, match="a piece has 2 to 8 beats .the buffer's., not 9"):
         Fetcher(preset("tiny"), tag=1, depth=8, piece=9)
+
+
+def test_waiting_scales_hold_requests_back(seed):
+    """More scaled commands than the scale queue holds, their beats taken at once, scales late."""
+    config = preset("tiny")
+    image, port = Image(config, seed), config.port_bytes
+    dut = Fetcher(config, tag=1, depth=32, scales=True)
+    commands = [{"address": 4096 * n, "beats": 4, "scaled": 1} for n in range(2 * SCALES)]
+    scales = [
+        image.beat(4096 * n) | image.beat(4096 * n + port) << config.port_bits
+        for n in range(2 * SCALES)
+    ]
+    got: list[int] = []
+    run(
+        dut,
+        lambda ctx: memory(ctx, image, {"port": dut.port}),
+        lambda ctx: source(ctx, dut.i, commands),
+        lambda ctx: sink(ctx, dut.o, lambda beat: None),
+        lambda ctx: sink(ctx, dut.scale, got.append, seed, 0.97),
+        until=lambda: len(got) == len(scales),
+        limit=5000,
+    )
+    assert got == scales
