@@ -53,6 +53,7 @@ class Drain(wiring.Component):
     Members
         job : In(stream of drain_layout), in the order of V ends. o_done, l_done, their slots : In.
         ended0, ended1 : In. status0, status1 : In. Status bits of the scores. bus_error : In(2).
+        started, started_slot : Out. Pulse: these have been looked at.
         drain, drain_row, l_row, l_slot : Out. Reads of the array; o_word, l : In.
         drained, drained_slot : Out. Pulse: the slot's accumulators and l may be overwritten.
         port : Out(WritePort). done : Out(stream of EVENT), after memory has acknowledged all rows.
@@ -94,6 +95,8 @@ class Drain(wiring.Component):
                 "l_slot": Out(1),
                 "o_word": In(data.ArrayLayout(Wide, config.drain_lanes)),
                 "l": In(Wide),
+                "started": Out(1),
+                "started_slot": Out(1),
                 "drained": Out(1),
                 "drained_slot": Out(1),
                 "busy": Out(1),
@@ -112,17 +115,27 @@ class Drain(wiring.Component):
         ready_o, ready_l = Signal(2), Signal(2)
         m.d.comb += [self.drain.set.eq(job.slot), self.l_slot.eq(job.slot)]
         m.d.comb += self.drained_slot.eq(job.slot)
-        both = Mux(job.slot, self.ended1.as_value(), self.ended0.as_value())
-        ended = data.View(ended_layout(), both)
-        status = Mux(job.slot, self.status1, self.status0)
+        # Kept from the start: once the accumulators are read, the slot's next job may end.
+        now = data.View(
+            ended_layout(), Mux(job.slot, self.ended1.as_value(), self.ended0.as_value())
+        )
+        ended = bundle(ended_layout(), name="ended")
+        status = Signal(8)
+        bad_now, bad = self.bus_error.bit_select(job.slot, 1), Signal()
+        m.d.comb += self.started_slot.eq(job.slot)
+        with m.If(self.started):
+            m.d.sync += [
+                ended.eq(now),
+                status.eq(Mux(job.slot, self.status1, self.status0)),
+                bad.eq(bad_now),
+            ]
 
         with m.If(self.o_done):
             m.d.sync += ready_o.bit_select(self.o_done_slot, 1).eq(1)
         with m.If(self.l_done):
             m.d.sync += ready_l.bit_select(self.l_done_slot, 1).eq(1)
         finished = ready_o.bit_select(job.slot, 1) & ready_l.bit_select(job.slot, 1)
-        bad = self.bus_error.bit_select(job.slot, 1)
-        failed = (ended.error != Error.OK) | bad
+        failed = Signal()
 
         ack_layout = data.StructLayout({"event": EVENT, "rows": COUNT_BITS})
         m.submodules.acks = acks = Queue(ack_layout, 4, sram=False)
@@ -150,7 +163,10 @@ class Drain(wiring.Component):
                 m.d.sync += [row.eq(0), word.eq(0), invalid.eq(0), flush.eq(0)]
                 m.d.sync += header_due.eq(job.format == OutputFormat.RAW)
                 with m.If(jobs.o.valid & finished):
-                    with m.If(failed):
+                    fails = (now.error != Error.OK) | bad_now
+                    m.d.comb += self.started.eq(1)
+                    m.d.sync += failed.eq(fails)
+                    with m.If(fails):
                         m.d.sync += state.eq(DrainState.FLUSH)
                         m.d.comb += self.drained.eq(1)
                         m.d.sync += flush.eq(15)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -17,6 +17,7 @@ from m890.hdl.control.layouts import EVENT, job_layout, query_layout, row_layout
 from m890.hdl.kv.items import COUNT_BITS
 from m890.hdl.kv.path import PORTS, KvPath
 from m890.hdl.memory.ports import ReadPort, WritePort
+from m890.hdl.numerics.pipeline import bundle
 from m890.hdl.registers import Stall
 
 
@@ -179,29 +180,42 @@ class AttentionEngine(wiring.Component):
         return params
 
     def _status(self, m: Module, path: KvPath, store: StateAdder, drain: Drain) -> None:
-        """Sticky events of each slot's job."""
+        """Sticky events of each slot's jobs: the one in the slot, and one before it in the drain.
+
+        A job may enter its slot before the last one's V beats have ended. Scores are those of the
+        newer job then; a bus error may be either's, so it fails both.
+        """
         array, control = self.array, self.control
         job = self.job.payload
+        layout = data.StructLayout({"status": 8, "bus_error": 1})
         over = (array.overflow & control.status_rows).any()
         under = (array.underflow & control.status_rows).any()
         for s in range(2):
-            status = Signal(8, name=f"status{s}")
-            here, stored = control.status_slot == s, store.slot == s
+            newer, older = bundle(layout, name=f"newer{s}"), bundle(layout, name=f"older{s}")
+            live, two = Signal(name=f"live{s}"), Signal(name=f"two{s}")
             taken = self.job.valid & self.job.ready & (job.slot == s)
-            error = Signal(name=f"bus_error{s}")
-            m.d.comb += [getattr(drain, f"status{s}").eq(status), drain.bus_error[s].eq(error)]
+            looked = drain.started & (drain.started_slot == s)
+            here, stored = control.status_slot == s, store.slot == s
+            m.d.comb += [
+                getattr(drain, f"status{s}").eq(Mux(two, older.status, newer.status)),
+                drain.bus_error[s].eq(Mux(two, older.bus_error, newer.bus_error)),
+            ]
+            with m.If((over & here) | (store.overflow & stored)):
+                m.d.sync += newer.status[Status.OVERFLOW].eq(1)
+            with m.If((under & here) | (store.underflow & stored)):
+                m.d.sync += newer.status[Status.UNDERFLOW].eq(1)
+            with m.If(path.bus_error[s]):
+                m.d.sync += [newer.bus_error.eq(1), older.bus_error.eq(1)]
             with m.If(taken):
-                m.d.sync += [status.eq(0), error.eq(0)]
-            with m.Else():
-                events = [
-                    (Status.OVERFLOW, (over & here) | (store.overflow & stored)),
-                    (Status.UNDERFLOW, (under & here) | (store.underflow & stored)),
+                m.d.sync += [
+                    older.status.eq(newer.status),
+                    older.bus_error.eq(newer.bus_error | path.bus_error[s]),
+                    newer.eq(0),
+                    two.eq(live & ~looked),
+                    live.eq(1),
                 ]
-                for bit, event in events:
-                    with m.If(event):
-                        m.d.sync += status[bit].eq(1)
-                with m.If(path.bus_error[s]):
-                    m.d.sync += error.eq(1)
+            with m.Elif(looked):
+                m.d.sync += [live.eq(two), two.eq(0)]
 
     def _useful(self, m: Module, sequencer: Sequencer, control: ArrayControl) -> None:
         """One pulse per beat with a visible token: V beats at once, K beats after their mask."""

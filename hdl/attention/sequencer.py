@@ -342,7 +342,7 @@ class Sequencer(wiring.Component):
         ]
         m.d.sync += self.tag.eq(tag)
 
-        self._books(m, go_k, go_v, k_slot, v, v_ends, v_job, no_l)
+        self._books(m, go_k, go_v, k_ends, v, v_ends, v_job, no_l)
         self._stalls(m, waiting, v, v_may, p_ready, set_ok, is_chunk, bias_ok, room, k_open, p_used)
         return m
 
@@ -351,21 +351,28 @@ class Sequencer(wiring.Component):
         m: Module,
         go_k: Value,
         go_v: Value,
-        k_slot: Value,
+        k_ends: Value,
         v: data.View,
         v_ends: Value,
         v_job: Value,
         no_l: Signal,
     ) -> None:
         """Slots, beats per job, and what the drain needs at the end."""
+        # K and V of two jobs interleave, and V of a job may outlast its slot's K side.
+        k_beats, v_beats = Signal(32), Signal(32)
+        m.d.sync += [k_beats.eq(k_beats + go_k), v_beats.eq(v_beats + go_v)]
+        with m.If(k_ends):
+            m.d.sync += k_beats.eq(0)
+        with m.If(v_ends):
+            m.d.sync += v_beats.eq(0)
         for s, ended in enumerate((self.ended0, self.ended1)):
-            beats = Signal(32, name=f"beats{s}")
+            of_k = Signal(32, name=f"beats_of_k{s}")
+            with m.If(k_ends & (self.item.payload.slot == s)):
+                m.d.sync += of_k.eq(k_beats)
             with m.If(self.taken & (self.taken_slot == s)):
-                m.d.sync += [beats.eq(0), self.slot_free[s].eq(0)]
-            with m.Else():
-                m.d.sync += beats.eq(beats + ((go_k & (k_slot == s)) | (go_v & (v.slot == s))))
-                with m.If(self.k_end & (self.k_end_slot == s)):
-                    m.d.sync += self.slot_free[s].eq(1)
+                m.d.sync += self.slot_free[s].eq(0)
+            with m.Elif(self.k_end & (self.k_end_slot == s)):
+                m.d.sync += self.slot_free[s].eq(1)
             with m.If(v_ends & (v.slot == s)):
                 m.d.sync += [
                     ended.ident.eq(v.ident),
@@ -373,7 +380,7 @@ class Sequencer(wiring.Component):
                     ended.index.eq(v.index),
                     ended.no_l.eq(no_l[s]),
                     ended.no_o.eq(~v_job),
-                    ended.beats.eq(beats),
+                    ended.beats.eq(of_k + v_beats),
                 ]
         m.d.comb += [self.beat.eq(go_k | go_v), self.useful_v.eq(go_v)]
 
