@@ -13,15 +13,18 @@ import numpy as np
 
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format, OutputFormat
-from m890.sim.bench.registry import BenchContext, Item
+from m890.sim.bench.registry import BenchContext, BenchError, Item
 from m890.sim.golden import attention
 
 OPTIONS = {
-    "seeds": "how many inputs are pooled (16)",
+    "seeds": "how many inputs are pooled (48)",
     "rows": "queries per input (64)",
     "tokens": "context length (4096)",
 }
 HEAD = 128
+SEEDS = 48
+"""Single rows with outliers carry most of the squared error: over 16 seeds the ratio of FP16 to
+FlashAttention-2 still scatters by 0.05 (mean 0.96), over 48 by 0.03."""
 FP8_BLOCK = 128
 """Rows that share a scale in FlashAttention-3's FP8 (block quantisation)."""
 FP8_MAX_OFFSET = 8
@@ -40,9 +43,12 @@ class Inputs(NamedTuple):
 
 def run(context: BenchContext) -> list[Item]:
     """RMSE of every format on the presets m890 and small, of two emulations, and the ratios."""
-    seeds, rows = context.option("seeds", 16), context.option("rows", 64)
+    seeds, rows = context.option("seeds", SEEDS), context.option("rows", 64)
     tokens = context.option("tokens", 4096)
     names = [context.preset] if context.preset else ["m890", "small"]
+    for name in names:
+        if preset(name).max_head < HEAD:
+            raise BenchError(f"the preset {name} has no head of {HEAD}, which the recipe needs")
     kernels: dict[tuple[str, str], Callable[[Inputs], np.ndarray]] = {
         ("fa2_fp16", ""): flash2_fp16,
         ("fa3_fp8", ""): flash3_fp8,
