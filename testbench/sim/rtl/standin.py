@@ -17,10 +17,11 @@ from m890.hdl.numerics.types import Wide
 
 IDENT = 0x57414E44
 REGISTERS = {"IDENT": 0, "SOURCE": 4, "TARGET": 8, "BEATS": 12, "INVERT": 16, "CONTROL": 20,
-             "STATUS": 24, "SCRATCH": 28}  # fmt: skip
+             "STATUS": 24, "SCRATCH": 28, "BREAK": 32}  # fmt: skip
 """CONTROL: write bit 0 to start, bit 1 to clear the interrupt. STATUS: beats done, error in bit 31.
 
 SCRATCH reads word `beats done` of a memory that is random at start; a write stores `BEATS` there.
+BREAK: bit 0 breaks the bus' rules (wlast), bit 1 lets reads of registers hang.
 """
 
 
@@ -72,6 +73,7 @@ class StandIn(wiring.Component):
         beats = Signal(32)
         done = Signal(32)
         invert = Signal()
+        broken = Signal(2)
         failed = Signal()
         start = Signal()
         buffer = Signal(config.port_bits)
@@ -103,7 +105,7 @@ class StandIn(wiring.Component):
         m.d.comb += [
             axi.araddr.eq(source), axi.arsize.eq(size), axi.arburst.eq(1), axi.arid.eq(3),
             axi.awaddr.eq(target), axi.awsize.eq(size), axi.awburst.eq(1),
-            axi.wdata.eq(flipped), axi.wstrb.eq(~0), axi.wlast.eq(1),
+            axi.wdata.eq(flipped), axi.wstrb.eq(~0), axi.wlast.eq(~broken[0]),
         ]  # fmt: skip
         with m.FSM():
             with m.State("IDLE"):
@@ -142,10 +144,12 @@ class StandIn(wiring.Component):
                     m.d.sync += [done.eq(done + 1), failed.eq(failed | axi.bresp.any())]
                     m.next = "REQUEST"
 
-        self._registers(m, start, source, target, beats, invert, Cat(done[:31], failed), scratch)
+        self._registers(
+            m, start, source, target, beats, invert, broken, Cat(done[:31], failed), scratch
+        )
         return m
 
-    def _registers(self, m, start, source, target, beats, invert, status, scratch) -> None:
+    def _registers(self, m, start, source, target, beats, invert, broken, status, scratch) -> None:
         csr = self.csr
         take = Signal()
         m.d.comb += [
@@ -160,7 +164,7 @@ class StandIn(wiring.Component):
             m.d.sync += csr.bvalid.eq(1)
             with m.Switch(csr.awaddr):
                 for name, register in (("SOURCE", source), ("TARGET", target), ("BEATS", beats),
-                                       ("INVERT", invert)):  # fmt: skip
+                                       ("INVERT", invert), ("BREAK", broken)):  # fmt: skip
                     with m.Case(REGISTERS[name]):
                         m.d.sync += register.eq(csr.wdata)
                 with m.Case(REGISTERS["SCRATCH"]):
@@ -170,7 +174,7 @@ class StandIn(wiring.Component):
                     with m.If(csr.wdata[1]):
                         m.d.sync += self.irq.eq(0)
         with m.If(csr.arvalid & csr.arready):
-            m.d.sync += csr.rvalid.eq(1)
+            m.d.sync += csr.rvalid.eq(~broken[1])
             with m.Switch(csr.araddr):
                 for name, value in (("IDENT", IDENT), ("SOURCE", source), ("TARGET", target),
                                     ("BEATS", beats), ("STATUS", status),
