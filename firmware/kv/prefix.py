@@ -90,8 +90,8 @@ class PrefixTree:
         for node in self._order:
             if len(gone) == count:
                 break
-            if not node.users and not node.children:
-                assert node.parent is not None
+            if not node.users:
+                assert node.parent is not None and not node.children
                 del node.parent.children[node.key]
                 gone.append(node)
         for node in gone:

@@ -102,13 +102,22 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache = make()
         self.model: dict[int, tuple[list[int], list[int] | None, object]] = {}
         self.fresh = 1 << 20
+        self.refused = False
 
     def pick(self, data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(self.model)), "sequence")
 
-    @rule(salt=st.sampled_from([None, "tenant"]), tokens=st.lists(st.integers(0, 1), max_size=40))
-    def create(self, salt: object, tokens: list[int]) -> None:
+    @precondition(lambda self: len(self.model) < CONFIG.sequences or not self.refused)
+    @rule(
+        salt=st.sampled_from([None, None, "tenant"]),
+        length=st.integers(0, 4 * PAGE),
+        turn=st.integers(0, 4 * PAGE),
+    )
+    def create(self, salt: object, length: int, turn: int) -> None:
+        """A prompt of zeros, with ones from `turn` on, as far as the pool has room for it."""
+        tokens = [int(i >= turn) for i in range(length)]
         if len(self.model) == CONFIG.sequences:
+            self.refused = True
             with pytest.raises(errors.SequencesFull, match="all 5 sequences"):
                 self.cache.create(tokens, salt)
             return
@@ -117,30 +126,34 @@ class CacheMachine(RuleBasedStateMachine):
         assert found % PAGE == 0 and (found < len(tokens) or not tokens)
         known = tokens[:found]
         self.model[s] = ([content(salt, known[: i + 1]) for i in range(found)], known, salt)
+        self.extend(s, tokens[found:], known=True)
+
+    def extend(self, s: int, more: list[int], known: bool) -> None:
+        """Appends tokens, or is refused where there is no room."""
+        values, tokens, salt = self.model[s]
+        if not known:
+            tokens = None
+        if tokens is None:
+            new = list(range(self.fresh, self.fresh + len(more)))
+            self.fresh += len(more)
+        else:
+            new = [content(salt, tokens + more[: i + 1]) for i in range(len(more))]
+        need = -(-(len(values) + len(more)) // PAGE) - len(self.cache.block_table(s))
+        room = self.cache.pool.free + self.cache.tree.evictable
+        if len(values) + len(more) > self.cache.limit or need > room:
+            with pytest.raises((errors.PoolFull, errors.ContextLimit)):
+                append(self.cache, s, new, more)
+            return
+        append(self.cache, s, new, None if tokens is None else more)
+        if more:
+            self.model[s] = (values + new, None if tokens is None else tokens + more, salt)
 
     @precondition(lambda self: self.model)
     @rule(
         data=st.data(), count=st.integers(1, 30), known=st.integers(0, 9), token=st.integers(0, 3)
     )
     def append(self, data: st.DataObject, count: int, known: int, token: int) -> None:
-        s = self.pick(data)
-        values, tokens, salt = self.model[s]
-        more = [token & 1] * (count - 1) + [token >> 1]
-        if known == 0:
-            tokens = None
-        if tokens is None:
-            new = list(range(self.fresh, self.fresh + count))
-            self.fresh += count
-        else:
-            new = [content(salt, tokens + more[: i + 1]) for i in range(count)]
-        need = -(-(len(values) + count) // PAGE) - len(self.cache.block_table(s))
-        room = self.cache.pool.free + self.cache.tree.evictable
-        if len(values) + count > self.cache.limit or need > room:
-            with pytest.raises((errors.PoolFull, errors.ContextLimit)):
-                append(self.cache, s, new, more)
-            return
-        append(self.cache, s, new, None if tokens is None else more)
-        self.model[s] = (values + new, None if tokens is None else tokens + more, salt)
+        self.extend(self.pick(data), [token & 1] * (count - 1) + [token >> 1], known > 0)
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
@@ -207,7 +220,7 @@ class CacheMachine(RuleBasedStateMachine):
         check_device(self.cache)
 
 
-CacheMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestCacheMachine = CacheMachine.TestCase
 
 
