@@ -19,7 +19,8 @@ class Counters(wiring.Component):
         whatever `stall` says; with one, IDLE counts as QUERY (its tables or queries are being
         read).
     Members
-        beat, useful, stall : of the array's cycle. attending : an ATTEND job is in the core.
+        beat, stall : of the array's cycle. useful : one of its beats, this or an earlier one, had a
+        visible token. attending : an ATTEND job is in the core.
         job : an ATTEND completed without error. tokens : tokens appended in this cycle.
         read_beat, kv_beat : a beat was read. write_bytes : bytes written in this cycle.
         clear : all counters return to zero.

@@ -156,7 +156,7 @@ class Machine:
                     {"ident": running[0][2].job["ident"], **outcome, **self.attend_error},
                 )
             ctx.set(dut.attend_done.valid, offered)
-            beat, useful = self.rng.random() < 0.5, self.rng.random() < 0.5
+            beat, useful = self.rng.random() < 0.5, self.rng.random() < 0.3
             stall = self.rng.choice(list(Stall))
             ctx.set(dut.beat, beat)
             ctx.set(dut.useful, useful)

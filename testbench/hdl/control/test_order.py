@@ -48,6 +48,7 @@ def test_commands_overlap_except_where_they_must_not(seed):
     machine = Machine(seed, ring=16)
     rng = machine.rng
     commands = []  # (kind, plane, sequences)
+    expected = []  # of each job: rows, tables of its segments, first query's address
 
     async def one(machine, n):
         kind = rng.choice((Opcode.APPEND, Opcode.APPEND, Opcode.ATTEND, Opcode.ATTEND, Opcode.NOP))
@@ -64,8 +65,11 @@ def test_commands_overlap_except_where_they_must_not(seed):
             seqs = {first, second}
             at = TABLES + n % 32 * AREA
             entries = [segment(sequence=first), segment(sequence=second)]
-            machine.tables(at, rows(machine, 4), entries)
-            fields = attend(plane=number, rows=4, tables=at)
+            table = rows(machine, 4)
+            machine.tables(at, table, entries)
+            query = QUERY + 16 * rng.randrange(64)
+            fields = attend(plane=number, rows=4, tables=at, query=query)
+            expected.append((table, [SEQUENCE_TABLE + 32 * s for s in (first, second)], query))
         commands.append((kind, number, seqs))
         machine.place(machine.command(kind, **fields))
 
@@ -100,7 +104,16 @@ def test_commands_overlap_except_where_they_must_not(seed):
                 overlaps[earlier[0] if earlier[0] == later[0] else "both"] += 1
     print(overlaps)
     assert all(n > 3 for n in overlaps.values()), "commands that do not meet must overlap"
-    assert [j.job["slot"] for j in machine.jobs] == [n % 2 for n in range(len(machine.jobs))]
+    for n, (job, (table, tables, query)) in enumerate(zip(machine.jobs, expected, strict=True)):
+        assert job.job["slot"] == n % 2
+        assert [s["table"] for s in job.segments] == tables
+        assert [s["first"] for s in job.segments] == [1, 0]
+        for r, entry in enumerate(table):
+            assert job.rows[r] == {"valid": 1, "slot": n % 2, "row": r, **entry}
+            for tile in range(2):
+                at = query + 0x40 * r + 16 * tile
+                word = int.from_bytes(machine.memory[at : at + 16], "little")
+                assert job.queries[r, tile] == word
 
 
 @pytest.mark.parametrize("kind", [Opcode.FENCE, Opcode.SEQUENCE, Opcode.PLANE])
