@@ -61,12 +61,16 @@ def _top_down(name: str, infos: dict[str, ModuleInfo]) -> list[str]:
 
 def _polished(text: str) -> str:
     """Yosys' own names and attributes replaced by what a reader understands."""
-    text = re.sub(r"\\\$auto\$verilog_backend\S*", "at_start", text)
+    text = re.sub(r"\\\$auto\$verilog_backend\S*", "_at_start", text)
+    # A process of its own, not an initial value: only a change at time 0 makes `always @*` run once
+    # (SystemVerilog sets initial values before any process starts, and Icarus obeys).
+    start = "  reg _at_start;\n  initial _at_start = 0;"
+    text = re.sub(r"^  reg _at_start += 0;$", start, text, flags=re.M)
     text = re.sub(r"^ *\(\* init = .*? \*\)\n", "", text, flags=re.M)
-    text = re.sub(r"^ *if \(at_start *\) begin end\n", "    if (at_start) ;\n", text, flags=re.M)
+    text = re.sub(r"^ *if \(_at_start *\) begin end\n", "    if (_at_start) ;\n", text, flags=re.M)
     text = re.sub(
         r"^  always @\*\n +(.*)$",
-        r"  always @* begin\n    if (at_start) ;\n    \1\n  end",
+        r"  always @* begin\n    if (_at_start) ;\n    \1\n  end",
         text,
         flags=re.M,
     )

@@ -21,13 +21,13 @@ TOP = "bench"
 
 
 def block_design(
-    config: CoreConfig, name: str, make: Callable[[CoreConfig], wiring.Component]
+    config: CoreConfig, make: Callable[[CoreConfig], wiring.Component]
 ) -> VerilogDesign:
     """The Verilog of `make(config)`, from the cache while configuration and sources are the same.
 
-    `name` tells blocks apart and names the source file of `make`, which counts as a source.
+    Sources are those of `m890.hdl` and the file of `make`, a class or a function.
     """
-    source = Path(inspect.getfile(make))
+    source, name = Path(inspect.getfile(make)), make.__qualname__.lower()
     key = _key(config, name, source)
     path = toolchain.cache_folder() / "designs" / f"{name}-{config.name}-{key}.pickle"
     if path.exists():

@@ -54,7 +54,7 @@ class Bench:
         if isinstance(component, VerilogDesign):
             design = component
         else:
-            design = block_design(config, ".".join(inside.parts[1:]), component)
+            design = block_design(config, component)
         told = {"preset": config.name, "seed": self.seed, **more}
         outcomes = launch(
             design, module, self.simulator, self.folder, seed=self.seed, parameters=told,
