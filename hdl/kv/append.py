@@ -30,11 +30,13 @@ class Append(wiring.Component):
         write : WritePort. Requests of one beat.
         token : Out. One cycle: a token is on its way to memory.
     Latency
-        From `command` to `done`, tokens one by one in an idle memory with read latency R and write
-        latency W: about max(R + tiles + 24, R + 12) + 2 (tiles + scaled) + W.
+        One token, from `command` to `done`, in a memory that gives the first beat R cycles after a
+        request and acknowledges a write after W: R + W + 3 tiles + 2 scaled + 24 +
+        ceil(log2(lanes) / 2) cycles (`scaled`: 1 if the format has scales).
     Throughput
-        One write per cycle: tiles + scaled cycles per row, if memory takes them. The rows of the
-        next tokens are read meanwhile. One command at a time.
+        One write per cycle, 2 (tiles + scaled) cycles per token, if memory takes them and R is less
+        than the time of 7 tokens: the rows of the next 8 tokens are read ahead. A chunk of fewer
+        writes than about 14 waits for its place. One command at a time.
     Backpressure
         command.ready and done.valid depend on state only. Reads are asked for where there is room.
     Storage

@@ -15,7 +15,7 @@ from m890.hdl.numerics.formats import Format
 from m890.hdl.numerics.pipeline import delay, largest, register
 from m890.hdl.numerics.quantise import RowScale, finite_magnitude
 
-ROWS = 8
+ROWS = 16
 """Rows (K or V of one token) asked for or buffered: they hide the memory's latency."""
 
 ROW = data.StructLayout({"scale": 16, "error": 1})

@@ -1,0 +1,107 @@
+"""Append unit: the latency and throughput that its docstring promises, with an ideal memory."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m890.hdl.config import PRESETS, CoreConfig
+from m890.hdl.kv.append import Append
+from m890.hdl.numerics.formats import CODINGS, Format
+from m890.testbench.hdl.kv.support import run, sink, source
+from m890.testbench.hdl.kv.test_append import SIZE, make
+
+TINY = PRESETS["tiny"]
+
+
+def _reads(config: CoreConfig, port: Any, memory: bytearray, latency: int) -> Callable:
+    """Takes every request at once; its first beat comes `latency` cycles later."""
+    size = config.port_bytes
+
+    async def serve(ctx: Any) -> None:
+        beats: deque[tuple[int, bool, int]] = deque()
+        cycle = 0
+        ctx.set(port.request.ready, 1)
+        while True:
+            give = bool(beats) and beats[0][2] <= cycle
+            ctx.set(port.data_valid, give)
+            if give:
+                at, last, _ = beats.popleft()
+                ctx.set(port.data, int.from_bytes(memory[at : at + size], "little"))
+                ctx.set(port.last, last)
+            sample = port.request.valid, port.request.payload
+            _, _, valid, request = await ctx.tick().sample(*sample)
+            if valid:
+                for n in range(request.beats):
+                    at, last = request.address + n * size, n == request.beats - 1
+                    beats.append((at, last, cycle + latency))
+            cycle += 1
+
+    return serve
+
+
+def _writes(port: Any, latency: int) -> Callable:
+    async def serve(ctx: Any) -> None:
+        done: deque[int] = deque()
+        cycle = 0
+        ctx.set(port.request.ready, 1)
+        ctx.set(port.beat.ready, 1)
+        while True:
+            answer = bool(done) and done[0] <= cycle
+            ctx.set(port.done, answer)
+            if answer:
+                done.popleft()
+            _, _, valid = await ctx.tick().sample(port.request.valid)
+            if valid:
+                done.append(cycle + latency)
+            cycle += 1
+
+    return serve
+
+
+def _cycles(format: Format, tiles: int, tokens: int, read: int, write: int) -> int:
+    rng = np.random.default_rng(0)
+    command = make(
+        rng, TINY, format, tiles=tiles, tokens=tokens, start=0, source_format=Format.FP16
+    )
+    dut = Append(TINY)
+    memory = bytearray(SIZE)
+    command.place_inputs(memory)
+    done: list[int] = []
+
+    async def commands(ctx: Any) -> None:
+        await source(ctx, dut.command, [command.payload()])
+
+    async def completions(ctx: Any) -> None:
+        await sink(ctx, dut.done, done.append)
+
+    return run(
+        dut,
+        commands,
+        completions,
+        _reads(TINY, dut.read, memory, read),
+        _reads(TINY, dut.table, memory, read),
+        _writes(dut.write, write),
+        until=lambda: bool(done),
+        limit=2000,
+    )
+
+
+@pytest.mark.parametrize("format", [Format.FP16, Format.INT8])
+@pytest.mark.parametrize("tiles", [1, 4])
+def test_latency(format: Format, tiles: int) -> None:
+    """R + W + 3 tiles + 2 scaled + a constant, which is the same for all."""
+    scaled = CODINGS[format].scaled
+    for read, write in ((1, 1), (20, 7)):
+        constant = _cycles(format, tiles, 1, read, write) - read - write - 3 * tiles - 2 * scaled
+        assert constant == 26
+
+
+@pytest.mark.parametrize(("format", "tiles"), [(Format.FP16, 4), (Format.E4M3, 1)])
+def test_throughput(format: Format, tiles: int) -> None:
+    """One write per cycle: 2 (tiles + scaled) cycles per token, across pages."""
+    scaled = CODINGS[format].scaled
+    short, long = (_cycles(format, tiles, tokens, 3, 3) for tokens in (8, 24))
+    assert (long - short) == 16 * 2 * (tiles + scaled)
