@@ -20,7 +20,7 @@ def segment(index: int, start: int, end: int, *, kind=SegmentKind.KV, last=False
     }  # fmt: skip
 
 
-def walk(config, job, segments, sees, seed=0, stall=0.0):
+def walk(config, job, segments, sees, seed=0, stall=0.0, slow=None):
     """Entries as (kind, first token, source, segment index); questions; cycles."""
     dut = Walker(config)
     entries, questions = [], []
@@ -48,7 +48,7 @@ def walk(config, job, segments, sees, seed=0, stall=0.0):
         rows,
         lambda ctx: source(ctx, dut.job, [job], seed, stall),
         lambda ctx: source(ctx, dut.segment, segments, seed + 1, stall),
-        lambda ctx: sink(ctx, dut.o, taken, seed + 2, stall),
+        lambda ctx: sink(ctx, dut.o, taken, seed + 2, stall if slow is None else slow),
         until=lambda: bool(entries) and entries[-1][0] == ItemKind.END,
         limit=3000,
         after=10,
@@ -103,3 +103,11 @@ def test_one_chunk_per_cycle():
     assert (len(none), len(every)) == (1, 1001)
     assert 1000 <= unseen <= 1015
     assert 1000 <= seen <= 1015
+
+
+def test_a_full_queue_holds_questions_back(seed):
+    """No chunk is lost when all are visible and hardly any is taken."""
+    config = preset("tiny")
+    segments = [segment(0, 0, 800, last=True)]
+    got, _, _ = walk(config, {"rows": 1}, segments, lambda token: True, seed, slow=0.9)
+    assert [token for _, token, _, _ in got[:-1]] == list(range(0, 800, 8))
