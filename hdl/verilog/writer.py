@@ -82,7 +82,7 @@ def _polished(text: str) -> str:
 
 _DECLARATION = re.compile(
     r"^  (?P<kind>input|output|wire|reg) (?P<shape>(?:signed )?(?:\[\d+:\d+\] )?)"
-    r"(?P<name>\w+|\\\S+ )(?P<init> = \S+)?;$"
+    r"(?P<name>\w+|\\\S+ )(?P<init> ?= \S+)?;$"
 )
 
 
