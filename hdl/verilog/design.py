@@ -22,6 +22,7 @@ class ModuleInfo:
     source: str = ""  # the Python class
     summary: str = ""  # first sentence of its docstring
     instances: list[tuple[str, str]] = field(default_factory=list)  # (instance, module)
+    signals: dict[str, int] = field(default_factory=dict)  # name -> width, those seen in waves
     enums: dict[str, dict[int, str]] = field(default_factory=dict)  # signal -> value -> name
     floats: dict[str, str] = field(default_factory=dict)  # signal -> wide, operand or element
     external: bool = False  # elaborated once and instantiated by name

@@ -76,6 +76,7 @@ def generate(
             names[module.name],
             source=type(origin).__qualname__ if origin is not None else "",
             summary=_summary(origin),
+            signals={n[1:]: w.width for n, w in module.wires.items() if n[1] != "_"},
             enums=_enums(module),
             floats={s: f for s, f in floats[module.name].items() if f"\\{s}" in module.wires},
             external=module.name[1:] in external,

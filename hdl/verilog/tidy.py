@@ -120,7 +120,10 @@ def drop_unread(module: Netlist) -> None:
 
 
 def readable_names(module: Netlist, modules: dict[str, Netlist]) -> None:
-    """Names that say what a signal is: `instance__port`, `register__next`, `signal__field`."""
+    """Names that say what a signal is: `instance__port`, `_register__next`, `signal__field`.
+
+    What starts with an underscore is left out of waves by Verilator.
+    """
     new: dict[str, str] = {}
     taken = set(module.wires) | {item.name for item in module.items}
     wires = module.wires
@@ -149,16 +152,17 @@ def readable_names(module: Netlist, modules: dict[str, Netlist]) -> None:
             give(name, "\\" + re.sub(r"\W", "_", name[1:]).strip("_"))
     for item in module.items:
         if item.type in ("$dff", "$adff"):
+            q = "\\Q"
             ends = item.connections()
             if (
                 ends["\\D"].startswith("$")
                 and ends["\\Q"].startswith("\\")
                 and " " not in ends["\\Q"]
             ):
-                give(ends["\\D"], new.get(ends["\\Q"], ends["\\Q"]) + "__next")
+                give(ends["\\D"], f"\\_{new.get(ends[q], ends[q])[1:]}__next")
     for name in [*wires, *(item.name for item in module.items)]:
         if name.startswith("$"):
-            give(name, f"\\_{name[1:]}_")  # the leading underscore keeps it out of waves
+            give(name, f"\\_{name[1:]}_")
     module.rename(new)
 
 
