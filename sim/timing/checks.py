@@ -155,6 +155,11 @@ class Tables:
             return _failure(ATTEND, "output", Error.BAD_ADDRESS)
         return None
 
+    def check_rows(self, position: np.ndarray) -> Failure | None:
+        """The row table: positions are token indices."""
+        far = np.flatnonzero(position >= 1 << TOKEN_BITS)
+        return Failure(Error.BAD_RANGE, _index(ATTEND, "tables"), int(far[0])) if len(far) else None
+
     def check_segment(self, c: dict[str, int], s: dict[str, int], index: int) -> Failure | None:
         """Segment `index` of the ATTEND c."""
         config, port = self.config, self.config.port_bytes
@@ -174,7 +179,7 @@ class Tables:
         if s["sequence"] not in self.sequences:
             return failure("sequence", Error.BAD_SEQUENCE)
         capacity = self.sequences[s["sequence"]][1]
-        if s["start"] > s["end"]:
+        if s["start"] >= s["end"]:
             return failure("start", Error.BAD_RANGE)
         if s["end"] > capacity:
             return failure("end", Error.BAD_RANGE)

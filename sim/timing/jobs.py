@@ -30,6 +30,9 @@ class JobReader:
         columns = unpack(SEGMENT, self._table(at, c["segments"], SEGMENT_BYTES))
         # row masks use all 64 bits, which unpack saturates
         masks = self._table(at, c["segments"], SEGMENT_BYTES)[:, 16:24].copy().view("<u8")[:, 0]
+        failure = self.tables.check_rows(rows["position"])
+        if failure is not None:
+            return failure
         names = list(columns)
         segments = [
             dict(zip(names, values, strict=True))
@@ -82,8 +85,6 @@ class JobReader:
         if kind == SegmentKind.RAW:
             return Part(kind, 0, 0, 0, 0, s["row_mask"], none, s["address"], 0)
         chunk = np.arange(s["start"] // lanes, -(-s["end"] // lanes))
-        if s["start"] >= s["end"]:
-            chunk = none
         seen = self._seen(c, s, chunk, position, draft)
         if not seen.any():
             first = s["start"] // lanes

@@ -20,6 +20,7 @@ from m890.firmware import errors
 from m890.firmware.device import Device
 from m890.firmware.driver import Driver
 from m890.hdl.commands import SEGMENT, Opcode, SegmentKind, Status
+from m890.hdl.config import TOKEN_BITS
 from m890.hdl.numerics.formats import Format, OutputFormat
 from m890.hdl.registers import ADDRESS
 from m890.sim import golden
@@ -328,6 +329,7 @@ class DeviceSuite:
             (0, {"sequence": 65535}, "sequence", errors.BadSequence),
             (1, {"sequence": -1}, "sequence", errors.BadSequence),
             (0, {"start": 9, "end": 8}, "start", errors.BadRange),
+            (1, {"start": 9, "end": 9}, "start", errors.BadRange),
             (0, {"end": 1 << 22}, "end", errors.BadRange),
             (0, {"end": 0xFFFFFFFF}, "end", errors.BadRange),
             (2, {"address": FAR}, "address", errors.BadAddress),
@@ -356,6 +358,16 @@ class DeviceSuite:
 
         caught = self._refused(driver, rng, error, f"segment.{field}", command)
         assert caught.index == 1
+
+    def test_bad_row(self, driver: Driver, rng: np.random.Generator) -> None:
+        """A row's position beyond all token indices."""
+
+        def command(scene: Scene) -> Any:
+            job = scene.job(rows=3)
+            driver.view(job.command["tables"], (3, 4), "<u4")[1, 0] = 1 << TOKEN_BITS
+            return driver.pack("ATTEND", 1, job.command)
+
+        assert self._refused(driver, rng, errors.BadRange, "tables", command).index == 1
 
     @pytest.mark.parametrize("page", [-1, 0xFFFFFFFF])
     def test_bad_page(self, driver: Driver, rng: np.random.Generator, page: int) -> None:

@@ -280,21 +280,19 @@ class Scene:
                                                    "row_mask": word}  # fmt: skip
         s = self.sequences[int(rng.integers(len(self.sequences)))]
         start = int(rng.integers(0, s.capacity))
-        end = int(rng.integers(start, min(s.capacity, start + 40) + 1))
-        if kind == SegmentKind.DRAFT:
-            end = min(end, start + int(rng.integers(0, 40)))
+        end = int(rng.integers(start, min(s.capacity, start + 40))) + 1
         entry = {"kind": kind, "sequence": s.number, "start": start, "end": end, "row_mask": word}
         biases = None
         if bias:
             first, last = start // config.lanes, -(-end // config.lanes)
-            shape = (max(last - first, 1), rows, config.lanes)
+            shape = (last - first, rows, config.lanes)
             some = self.random_floats(shape, query_format)
             minus_infinity = 0xFC00 if query_format == Format.FP16 else 0xFF80
             some = np.where(rng.random(shape) < 0.1, np.uint16(minus_infinity), some)
             entry["address"] = self.driver.place(some)
             buffers.append(entry["address"])
             biases = np.zeros((rows, s.capacity), np.uint16)
-            span = some.transpose(1, 0, 2).reshape(rows, -1)[:, : (last - first) * config.lanes]
+            span = some.transpose(1, 0, 2).reshape(rows, -1)
             biases[:, first * config.lanes : last * config.lanes] = span
         scales = s.scales[plane] if s.scales is not None else (None, None)
         return golden.KvSegment(
