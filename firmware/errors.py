@@ -211,12 +211,14 @@ def command_error(completion: dict[str, int], command: bytes) -> CommandError:
     if opcode in set(Opcode):
         record, title = COMMANDS[Opcode(opcode)], Opcode(opcode).name
     fields, value = record.fields, None
-    if index < len(fields):
+    kind = COMMAND_ERRORS.get(Error(completion["error"]), CommandError)
+    if index == 0 and kind in (BadPage, BusError):  # found on the way, behind no field of its own
+        name = "segment.sequence" if kind is BadPage else "memory"
+    elif index < len(fields):
         name = fields[index].name
         value = record.unpack(command)[name]
     elif index < len(fields) + len(SEGMENT.fields):
         name = f"segment.{SEGMENT.fields[index - len(fields)].name}"
     else:
         name = f"field {index}"
-    kind = COMMAND_ERRORS.get(Error(completion["error"]), CommandError)
     return kind(title, name, value, completion["index"], tag)

@@ -121,7 +121,8 @@ class Tables:
         size = self.config.page_tokens
         for page in range(start // size, (start + tokens - 1) // size + 1):
             if self.page(table, page * size) >= self.config.pages:
-                return Failure(Error.BAD_PAGE, 0, max(0, page * size - start))
+                index = max(0, page * size - start)
+                return Failure(Error.BAD_PAGE, _index(APPEND, "sequence"), index)
         return None
 
     def check_attend(self, c: dict[str, int]) -> Failure | None:

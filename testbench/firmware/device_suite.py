@@ -388,8 +388,8 @@ class DeviceSuite:
                       "source_format": 1, "k": at, "v": at, "source_stride": row}  # fmt: skip
             return driver.pack("APPEND", 1, values)
 
-        for command in (attend, append):
-            self._refused(driver, rng, errors.BadPage, None, command, sequence=1)
+        for field, command in (("segment.sequence", attend), ("sequence", append)):
+            self._refused(driver, rng, errors.BadPage, field, command, sequence=1)
 
     def test_failure_among_others(self, driver: Driver, rng: np.random.Generator) -> None:
         """A refused job between two good ones: they run as if it were not there."""
@@ -427,7 +427,7 @@ class DeviceSuite:
         driver: Driver,
         rng: np.random.Generator,
         error: type[errors.CommandError],
-        field: str | None,
+        field: str,
         command: Callable[[Scene], Any],
         sequence: int = 0,
     ) -> errors.CommandError:
@@ -439,8 +439,7 @@ class DeviceSuite:
         tag = driver.submit_many(bad)
         with pytest.raises(error) as caught:
             driver.wait(tag)
-        if field is not None:
-            assert caught.value.field == field
+        assert caught.value.field == field
         assert ":" in str(caught.value)
         assert np.array_equal(before, driver.memory[after_rings:])
         job = self._over_all(scene, sequence)
