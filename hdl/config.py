@@ -104,7 +104,7 @@ PRESETS: dict[str, CoreConfig] = {
             "tiny", rows=4, lanes=8, page_tokens=8, max_head=32, pages=64, planes=16, sequences=16,
             max_segments=8, drain_lanes=2, fifo_beats=32,
         ),
-        CoreConfig("small", rows=8, lanes=16, page_tokens=16, max_head=128, pages=8192),
+        CoreConfig("small", fifo_beats=128),
         CoreConfig(
             "edge", rows=16, lanes=32, page_tokens=32, max_head=128, pages=16384, planes=256,
             sequences=256, drain_lanes=8, fifo_beats=128,
