@@ -191,6 +191,19 @@ def test_what_lies_in_masked_tokens_never_matters(rng: np.random.Generator) -> N
     assert a.status == b.status == 0
 
 
+def test_a_draft_mask_names_32_tokens_from_its_segment_on(rng: np.random.Generator) -> None:
+    segment = replace(kv(rng, Format.FP16, 6 * LANES, 8), start=3, draft=True)
+    job = Job(TINY, Format.FP16, normal16(rng, 2, 8), [segment], draft=np.array([2**32 - 1, 1]))
+    output = check(job).output
+    plain = replace(segment, end=3 + 32, draft=False)
+    one = replace(segment, end=4, draft=False)
+    expected = [attend(replace(job, segments=[s])).output for s in (plain, one)]
+    assert output is not None
+    for r, whole in enumerate(expected):
+        assert whole is not None
+        np.testing.assert_array_equal(output[r], whole[r])
+
+
 def test_a_row_that_sees_nothing_is_zero(rng: np.random.Generator) -> None:
     segment = replace(kv(rng, Format.FP16, 16, 16), start=8)
     job = Job(
