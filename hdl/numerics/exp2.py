@@ -90,7 +90,8 @@ class Exp2(wiring.Component):
         floor = Mux(sign, ~whole + ~lost, whole)[: SCORE_BITS + 1].as_signed()
         limit = SCORE_LIMIT << SCORE_FRACTION_BITS
         above = ~sign & (far | (magnitude >= limit))
-        below = sign & (far | (magnitude > limit) | ((magnitude == limit) & lost))
+        # A score this large has no bits below the fixed point: `lost` plays no part.
+        below = sign & (far | (magnitude > limit))
         t = register(m, Mux(above, limit - 1, floor), signed(SCORE_BITS + 1), name="t")
         flags = register(m, Cat(above & ~nan, below & ~nan, nan), name="flags")
 

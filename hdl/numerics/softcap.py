@@ -48,7 +48,7 @@ class SoftCap(wiring.Component):
         enable : In. All inputs travel together, so that scores of two jobs may follow each other.
         o : Out(Wide). The capped score, `latency` cycles later.
     Latency
-        12: multiply by 1 / c (2) | distance | fixed point | table, r^2 | steps | sum | clamp |
+        11: multiply by 1 / c (2) | distance | fixed point | table, r^2 | steps | sum |
         normalise (2) | multiply by c (2).
     Throughput
         One score per cycle.
@@ -61,7 +61,7 @@ class SoftCap(wiring.Component):
     inverse: Signal
     enable: Signal
     o: data.View
-    latency = 8 + 2 * MulWide.latency
+    latency = 7 + 2 * MulWide.latency
 
     def __init__(self) -> None:
         super().__init__(
@@ -93,10 +93,9 @@ class SoftCap(wiring.Component):
         square = register(m, (step * step)[TANH_STEP_BITS:], name="square")
         linear = register(m, (c1 * r) >> TANH_STEP_BITS, name="linear")
         curve = register(m, (c2 * square) >> TANH_STEP_BITS, name="curve")
-        total = register(m, delay(m, c0, 1, name="c0_late2") + linear + curve, name="total")
-        one = 1 << TANH_UNIT_BITS
-        clamped = Mux(total < 0, 0, Mux(total > one, one, total))
-        t = register(m, clamped[: TANH_UNIT_BITS + 1], name="t")
+        # The tables keep the sum in 0 ... 2^22 for every u (a test tries them all): no clamp.
+        total = delay(m, c0, 1, name="c0_late2") + linear + curve
+        t = register(m, total[: TANH_UNIT_BITS + 1], name="t")
 
         steps = (16, 8, 4, 2, 1)
         shifted, high = shift_left_to_top(m, t, steps[:2], name="t")
@@ -113,9 +112,9 @@ class SoftCap(wiring.Component):
         ]
         sign, nan = x.sign, x.nan
         m.d.comb += [
-            tanh.sign.eq(delay(m, sign, 8, name="sign")),
-            tanh.nan.eq(delay(m, nan, 8, name="nan")),
-            product.b.eq(_normal(m, delay(m, self.cap, 10, name="cap_late"), "c")),
+            tanh.sign.eq(delay(m, sign, 7, name="sign")),
+            tanh.nan.eq(delay(m, nan, 7, name="nan")),
+            product.b.eq(_normal(m, delay(m, self.cap, 9, name="cap_late"), "c")),
         ]
         exponent = self.cap[23:31]
         used = self.enable & exponent.any() & ~exponent.all()

@@ -3,6 +3,13 @@
 import numpy as np
 
 from m890.hdl.numerics.softcap import SoftCap
+from m890.hdl.numerics.tables import (
+    TANH_C0,
+    TANH_C1,
+    TANH_C2,
+    TANH_STEP_BITS,
+    TANH_UNIT_BITS,
+)
 from m890.hdl.numerics.types import Wide
 from m890.sim.golden import score
 from m890.testbench.hdl.numerics import golden, numbers
@@ -52,6 +59,16 @@ def test_softcap(rng: np.random.Generator) -> None:
         number = ref.wide_number(s)
         want = ref.wide_bits(ref.soft_cap(number, cap, inverse) if enable else number)
         assert o == want, f"{s} cap {cap:#x} inverse {inverse:#x} enable {enable}: {o:#x}"
+
+
+def test_no_clamp_is_needed() -> None:
+    """The RTL leaves out the clamp: no argument gets outside 0 ... 2^22."""
+    c0, c1, c2 = (np.array(t, np.int64) for t in (TANH_C0, TANH_C1, TANH_C2))
+    r = np.arange(1 << TANH_STEP_BITS, dtype=np.int64)
+    square = r * r >> TANH_STEP_BITS
+    for i in range(len(c0)):
+        t = c0[i] + (c1[i] * r >> TANH_STEP_BITS) + (c2[i] * square >> TANH_STEP_BITS)
+        assert t.min() >= 0 and t.max() <= 1 << TANH_UNIT_BITS
 
 
 def test_follows_tanh(rng: np.random.Generator) -> None:

@@ -19,7 +19,8 @@ def _pairs(rng: np.random.Generator) -> list[tuple[dict, dict]]:
     pairs = []
     for _ in range(COUNT):
         a = numbers.wide(rng, near=int(rng.choice([0, 3900, -3900])))
-        b = numbers.wide(rng, near=a["exp"], spread=int(rng.choice([0, 2, 28])))
+        spread = int(rng.choice([0, 2, 28, 80]))
+        b = numbers.wide(rng, near=a["exp"], spread=spread)
         if rng.integers(6) == 0:
             b = a | {"sign": 1 - a["sign"]} if not a["nan"] and a["sig"] else a
             if b["sig"] and rng.integers(2):
@@ -99,6 +100,10 @@ def test_from_raw(rng: np.random.Generator) -> None:
             exponents.append(near + int(rng.integers(-140, 140)))
             kind = int(rng.choice([0, 1, 254, 255, int(rng.integers(256)), 127]))
             values.append(int(rng.integers(2)) << 31 | kind << 23 | int(rng.integers(1 << 23)))
+    for exponent in (-4001, -4000, 4000, 4001):  # of the value itself, on both sides of a limit
+        for stored in (-126, 0, 127):
+            exponents += [exponent - stored] * 2
+            values += [127 + stored << 23, 127 + stored << 23 | 0x7FFFFF]
     dut = Registered({"exponent": 32, "value": 32}, 41, function)
     raw = [e & 0xFFFFFFFF for e in exponents]
     got = run_pipeline(dut, {"exponent": raw, "value": values}, ["o"], dut.latency)["o"]
