@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from cocotbext.axi import AxiBus, AxiRam
 
-from m890.testbench.cocotb.streams import Clocked, StreamSink, StreamSource
+from m890.testbench.cocotb.streams import Clocked, StreamSource
 
 
 class Image(Protocol):
@@ -19,6 +19,18 @@ class Image(Protocol):
     read_beats: list[tuple[str, int]]
 
     def beat(self, address: int) -> int: ...
+
+
+class Bytes:
+    """Random memory as an image of port beats."""
+
+    def __init__(self, size: int, beat: int, seed: int) -> None:
+        self.bytes, self._beat = bytearray(random.Random(seed).randbytes(size)), beat
+        self.errors: set[int] = set()
+        self.read_beats: list[tuple[str, int]] = []
+
+    def beat(self, address: int) -> int:
+        return int.from_bytes(self.bytes[address : address + self._beat], "little")
 
 
 class Script:
@@ -203,8 +215,3 @@ def axi_memory(dut: Any, memory: bytearray, *, seed: int = 0, stall: float = 0.0
             channel.set_pause_generator(pauses(f"{seed} {name}", stall))
     return ram
 
-
-__all__ = [
-    "Image", "ReadServer", "Requester", "Script", "StreamSink", "WriteServer", "Writer",
-    "axi_memory", "pauses", "write_beat",
-]  # fmt: skip
