@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from m890.hdl.numerics.formats import DOT_FRACTION_BITS
-from m890.sim.golden.elements import ACTIVE, Elements
+from m890.sim.golden.elements import ACTIVE, INACTIVE, Elements
 from m890.sim.golden.wide import Wide, power32, rounded
 
+_FIRST = np.int16(INACTIVE + 1)
 _REACH = 100  # exponents of operands and products up to which float32 holds every step exactly
 
 
@@ -37,11 +38,14 @@ class Sums:
 
 
 def _moderate(a: Elements, b: Elements) -> bool:
+    """Whether float32 holds every nonzero operand and every product."""
     low = high = 0
     for part in (a, b):
-        live = part.sig != 0
-        least = int(part.exp.min(where=live, initial=0))
-        most = int(part.exp.max(where=live, initial=0))
+        # As unsigned numbers above INACTIVE, zeros are the largest: no mask is needed.
+        least = int((part.exp - _FIRST).view(np.uint16).min()) + int(_FIRST)
+        most = int(part.exp.max())
+        if most == INACTIVE:
+            continue
         if least < -_REACH or most > _REACH:
             return False
         low, high = low + least, high + most
