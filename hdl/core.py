@@ -10,7 +10,7 @@ from m890.hdl.attention.array import RowArray
 from m890.hdl.attention.engine import AttentionEngine
 from m890.hdl.config import CoreConfig
 from m890.hdl.control.control import Control
-from m890.hdl.kv.append import AppendUnit
+from m890.hdl.kv.append import Append
 from m890.hdl.memory.ports import Axi4, AxiLite
 from m890.hdl.memory.read_arbiter import ReadArbiter
 from m890.hdl.memory.write_arbiter import WriteArbiter
@@ -59,7 +59,7 @@ class Core(wiring.Component):
         m = Module()
         m.submodules.control = control = Control(c)
         m.submodules.attention = engine = self._engine
-        m.submodules.append = append = AppendUnit(c)
+        m.submodules.append = append = Append(c)
         kv = {self.READERS.index(name) for name in ("k", "v")}
         m.submodules.reads = reads = ReadArbiter(c, len(self.READERS), control=range(5), kv=kv)
         m.submodules.writes = writes = WriteArbiter(c, len(self.WRITERS), control=(0,))

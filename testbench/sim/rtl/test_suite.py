@@ -1,0 +1,36 @@
+"""The RTL, run natively: everything that any device must do, with and without a stalling memory."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from m890.firmware.device import Device
+from m890.hdl.config import preset
+from m890.sim.rtl.device import RtlDevice
+from m890.testbench.firmware.device_suite import MEMORY, DeviceSuite
+
+pytestmark = pytest.mark.rtl
+
+
+class TestTiny(DeviceSuite):
+    jobs = 40
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls) -> Iterator[Device]:
+        with RtlDevice(preset("tiny"), memory_bytes=MEMORY, latency=30, seed=1) as device:
+            yield device
+
+
+class TestTinyStalled(DeviceSuite):
+    """Every channel of the memory port pauses at random."""
+
+    jobs = 40
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls) -> Iterator[Device]:
+        with RtlDevice(
+            preset("tiny"), memory_bytes=MEMORY, latency=3, stall=0.4, seed=2
+        ) as device:
+            yield device
