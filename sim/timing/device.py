@@ -119,6 +119,7 @@ class ModelDevice:
             self._time(one, self.timing.command)
 
     def _planes(self, commands: list[dict[str, int]], done: NDArray) -> None:
+        self._jobs.forget()
         for c, one in zip(commands, done, strict=True):
             failure = self._tables.check_plane(c)
             self._time(one, self.timing.command, failure)
@@ -127,6 +128,7 @@ class ModelDevice:
                 self._tables.planes[c["plane"]] = Plane(c["base"], c["stride"], layout)
 
     def _sequences(self, commands: list[dict[str, int]], done: NDArray) -> None:
+        self._jobs.forget()
         for c, one in zip(commands, done, strict=True):
             failure = self._tables.check_sequence(c)
             self._time(one, self.timing.command, failure)
@@ -165,7 +167,7 @@ class ModelDevice:
             if isinstance(job, Failure):
                 self._time(done[i], self.timing.command, job)
                 continue
-            work = self._jobs.work(job)
+            work = job.template.work
             self._time(done[i], self.timing.attend(work, idle=not jobs))
             done[i]["beats"] = work.beats
             counters["BEATS"] += work.beats

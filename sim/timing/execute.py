@@ -11,6 +11,7 @@ from m890.hdl.layout import PageLayout, raw_stride
 from m890.hdl.numerics.formats import Format, OutputFormat
 from m890.sim import golden
 from m890.sim.timing.checks import Plane, Tables
+from m890.sim.timing.model import Work
 
 WASTE = 1.25
 """Jobs share a golden call while the longest has at most this many times the shortest's tokens."""
@@ -30,7 +31,7 @@ class Append:
 class Part:
     """A segment of a job: [start, end), the chunks `first` ... `last` - 1 that are looked at.
 
-    addresses: of these chunks' bytes. rows: the row mask.
+    addresses: of these chunks' bytes, from the plane's base. rows: the row mask.
     """
 
     kind: SegmentKind
@@ -44,41 +45,80 @@ class Part:
     visible: int  # chunks that at least one row sees
 
 
-@dataclass
-class Attend:
-    """A checked ATTEND with its row table and segments. status is set by the run."""
+@dataclass(frozen=True)
+class Strand:
+    """Rows of a job that see the same segments: computed apart from the job's other rows."""
 
-    command: dict[str, int]
-    plane: Plane
+    rows: tuple[int, ...]
+    parts: tuple[Part, ...]
     position: NDArray[np.int64]
     draft: NDArray[np.int64]
     sink: NDArray[np.uint32]
-    parts: list[Part]
-    status: int = 0
+    size: int  # chunks
+    shape: tuple  # strands of equal shape, of jobs of equal kind, fit one golden call
 
 
 @dataclass(frozen=True)
-class _Strand:
-    """Rows of one job that see the same segments: computed apart from the job's other rows."""
+class Template:
+    """What jobs with the same tables have in common, whatever their plane and addresses."""
 
-    job: Attend
-    rows: tuple[int, ...]
-    parts: tuple[Part, ...]
+    strands: tuple[Strand, ...]
+    work: Work
+    kind: tuple  # the command's fields that a golden call needs, and the layout
 
-    @property
-    def key(self) -> tuple:
-        """Strands with the same key fit one golden call."""
-        c, layout = self.job.command, self.job.plane.layout
-        names = (
-            "causal", "sink", "bias", "query_format", "output_format", "window", "sinks",
-            "softcap", "softcap_inverse",
-        )  # fmt: skip
-        kinds = tuple(p.kind for p in self.parts)
-        return (layout, len(self.rows), kinds, *(c[n] for n in names))
 
-    @property
-    def size(self) -> int:
-        return sum(p.last - p.first for p in self.parts)
+@dataclass
+class Attend:
+    """A checked ATTEND. status is set by the run."""
+
+    command: dict[str, int]
+    plane: Plane
+    template: Template
+    status: int = 0
+
+
+def strands_of(
+    parts: list[Part], position: NDArray, draft: NDArray, sink: NDArray, *, bias: bool, lanes: int
+) -> tuple[Strand, ...]:
+    """Rows by the segments that they see; neighbouring runs of whole chunks become one."""
+    passing = [p for p in parts if p.visible or p.kind == SegmentKind.RAW]
+    members: dict[int, list[int]] = {}
+    for row in range(len(position)):
+        pattern = 0
+        for i, part in enumerate(passing):
+            pattern |= (part.rows >> row & 1) << i
+        members.setdefault(pattern, []).append(row)
+    out = []
+    for pattern, rows in members.items():
+        own: list[Part] = []
+        for i, part in enumerate(passing):
+            if not pattern >> i & 1:
+                continue
+            if own and not bias and _joins(own[-1], part, lanes):
+                own[-1] = _join(own[-1], part)
+            else:
+                own.append(part)
+        shape = (len(rows), *(p.kind for p in own))
+        size = sum(p.last - p.first for p in own)
+        out.append(
+            Strand(tuple(rows), tuple(own), position[rows], draft[rows], sink[rows], size, shape)
+        )
+    return tuple(out)
+
+
+def _joins(one: Part, two: Part, lanes: int) -> bool:
+    return (
+        one.kind == two.kind == SegmentKind.KV
+        and one.end == two.start == one.last * lanes
+        and one.last == two.first
+    )
+
+
+def _join(one: Part, two: Part) -> Part:
+    return Part(
+        one.kind, one.start, two.end, one.first, two.last, one.rows,
+        np.concatenate([one.addresses, two.addresses]), one.address, one.visible + two.visible,
+    )  # fmt: skip
 
 
 class Executor:
@@ -142,65 +182,39 @@ class Executor:
 
     def attend(self, jobs: Sequence[Attend]) -> None:
         """Runs ATTENDs that do not depend on each other."""
-        groups: dict[tuple, list[_Strand]] = {}
+        groups: dict[tuple, list[tuple[Attend, Strand]]] = {}
         for job in jobs:
-            for strand in self._strands(job):
-                groups.setdefault(strand.key, []).append(strand)
+            for strand in job.template.strands:
+                groups.setdefault((job.template.kind, strand.shape), []).append((job, strand))
         for strands in groups.values():
-            strands.sort(key=lambda s: s.size)
+            strands.sort(key=lambda pair: pair[1].size)
             at = 0
             while at < len(strands):
-                end, most = at + 1, max(8, int(strands[at].size * WASTE))
-                while end < len(strands) and strands[end].size <= most:
+                end, most = at + 1, max(8, int(strands[at][1].size * WASTE))
+                while end < len(strands) and strands[end][1].size <= most:
                     end += 1
                 self._attend_group(strands[at:end])
                 at = end
 
-    def _strands(self, job: Attend) -> list[_Strand]:
-        """Rows by the segments that they see; neighbouring runs of whole chunks become one."""
-        passing = [p for p in job.parts if p.visible or p.kind == SegmentKind.RAW]
-        members: dict[int, list[int]] = {}
-        for row in range(job.command["rows"]):
-            pattern = 0
-            for i, part in enumerate(passing):
-                pattern |= (part.rows >> row & 1) << i
-            members.setdefault(pattern, []).append(row)
-        out = []
-        for pattern, rows in members.items():
-            parts: list[Part] = []
-            for i, part in enumerate(passing):
-                if pattern >> i & 1:
-                    if parts and self._joins(job, parts[-1], part):
-                        parts[-1] = _join(parts[-1], part)
-                    else:
-                        parts.append(part)
-            out.append(_Strand(job, tuple(rows), tuple(parts)))
-        return out
-
-    def _joins(self, job: Attend, one: Part, two: Part) -> bool:
-        return (
-            one.kind == two.kind == SegmentKind.KV
-            and not job.command["bias"]
-            and one.end == two.start == one.last * self.config.lanes
-            and one.last == two.first
-        )
-
-    def _attend_group(self, strands: list[_Strand]) -> None:
+    def _attend_group(self, members: list[tuple[Attend, Strand]]) -> None:
         """One golden call for strands of one shape."""
+        jobs, strands = [job for job, _ in members], [strand for _, strand in members]
         first = strands[0]
-        c, layout, rows = first.job.command, first.job.plane.layout, len(first.rows)
+        c, layout, rows = jobs[0].command, jobs[0].plane.layout, len(first.rows)
         row = np.array([s.rows for s in strands])  # [B, R]
+        base = np.array([job.plane.base for job in jobs])[:, None]
+        job_rows = np.array([job.command["rows"] for job in jobs]) if c["bias"] else None
 
         def column(name: str) -> NDArray[np.int64]:
-            return np.array([s.job.command[name] for s in strands])[:, None]
+            return np.array([job.command[name] for job in jobs])[:, None]
 
         def per_row(name: str) -> NDArray:
-            return np.stack([getattr(s.job, name)[list(s.rows)] for s in strands])
+            return np.stack([getattr(s, name) for s in strands])
 
         query_at = column("query") + row * column("query_stride")
         query = self._gather(query_at, layout.tiles * self.config.port_bytes).view("<u2")
         segments = [
-            self._segment(layout, strands, [s.parts[i] for s in strands], row)
+            self._segment(layout, [s.parts[i] for s in strands], base, row, job_rows)
             for i in range(len(first.parts))
         ]
         output_format = OutputFormat(c["output_format"])
@@ -222,9 +236,9 @@ class Executor:
                 output_format=output_format,
             )
         )
-        for strand, status in zip(strands, np.broadcast_to(result.status, len(strands)).tolist(),
-                                  strict=True):  # fmt: skip
-            strand.job.status |= status
+        statuses = np.broadcast_to(result.status, len(strands)).tolist()
+        for job, status in zip(jobs, statuses, strict=True):
+            job.status |= status
         at = column("output") + row * column("output_stride")
         if output_format == OutputFormat.RAW:
             assert result.raw is not None
@@ -237,11 +251,12 @@ class Executor:
     def _segment(
         self,
         layout: PageLayout,
-        strands: list[_Strand],
         parts: list[Part],
+        base: NDArray[np.int64],
         row: NDArray[np.int64],
+        job_rows: NDArray[np.int64] | None,
     ) -> golden.KvSegment | golden.RawSegment:
-        """One segment of all strands, padded to the longest."""
+        """One segment of all strands, padded to the longest. job_rows: with biases."""
         config, lanes, count = self.config, self.config.lanes, len(parts)
         if parts[0].kind == SegmentKind.RAW:
             return self._raw_segment(layout, parts, row)
@@ -249,7 +264,7 @@ class Executor:
         address = np.zeros((count, chunks), np.int64)
         for i, p in enumerate(parts):
             address[i, : len(p.addresses)] = p.addresses
-        raw = self._gather(address, layout.chunk_bytes)  # [B, chunks, bytes]
+        raw = self._gather(base + address, layout.chunk_bytes)  # [B, chunks, bytes]
         size = layout.beats_per_tile * config.port_bytes * layout.tiles
 
         def codes(start: int) -> NDArray[np.uint16]:
@@ -265,9 +280,8 @@ class Executor:
             return part.view("<u2").reshape(count, chunks * lanes)
 
         bias = None
-        if strands[0].job.command["bias"]:
-            rows = np.array([s.job.command["rows"] for s in strands])[:, None, None]
-            port = config.port_bytes
+        if job_rows is not None:
+            rows, port = job_rows[:, None, None], config.port_bytes
             start = np.array([p.address for p in parts])[:, None, None]
             # past a strand's own chunks the last bias repeats: it is never looked at
             own = np.array([max(len(p.addresses) - 1, 0) for p in parts])[:, None, None]
@@ -325,13 +339,6 @@ class Executor:
         port = self.config.port_bytes
         beats = address[..., None] // port + np.arange(data.shape[-1] // port)
         self.memory.reshape(-1, port)[beats] = data.reshape(*beats.shape, port)
-
-
-def _join(one: Part, two: Part) -> Part:
-    return Part(
-        one.kind, one.start, two.end, one.first, two.last, one.rows,
-        np.concatenate([one.addresses, two.addresses]), one.address, one.visible + two.visible,
-    )  # fmt: skip
 
 
 def _float(bits: int) -> float:

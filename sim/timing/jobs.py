@@ -1,5 +1,7 @@
 """Reads ATTEND jobs from memory: row table, segments, and the chunks that the rows can see."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,15 +10,42 @@ from m890.hdl.commands import ROW, ROW_BYTES, SEGMENT, SEGMENT_BYTES, Error, Seg
 from m890.hdl.config import DRAFT_BITS
 from m890.hdl.numerics.formats import OutputFormat
 from m890.sim.timing.checks import Failure, Plane, Tables
-from m890.sim.timing.execute import Attend, Part
+from m890.sim.timing.execute import Attend, Part, Template, strands_of
 from m890.sim.timing.model import Work
 
 
+_KIND = (
+    "causal", "sink", "bias", "query_format", "output_format", "window", "sinks", "softcap",
+    "softcap_inverse",
+)  # fmt: skip
+"""Fields of an ATTEND on which jobs of one golden call have to agree."""
+KEPT = 256
+"""Templates that are remembered: the jobs of one step of a decoder, over its layers and heads."""
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """Block table entries that a template was made from."""
+
+    entries: NDArray[np.int64]  # indices into the memory's 32-bit words
+    pages: NDArray[np.uint32]
+
+
 class JobReader:
-    """Turns ATTEND commands into checked jobs, and tells what each makes the core do."""
+    """Turns ATTEND commands into checked jobs.
+
+    A decoder's step asks for the same rows and segments once per layer and KV head, so what follows
+    from the tables alone is kept, as long as the sequence table and the block tables stay as they
+    were.
+    """
 
     def __init__(self, tables: Tables) -> None:
         self.tables, self.config, self.memory = tables, tables.config, tables.memory
+        self._kept: dict[tuple, tuple[Template, list[_Pages]]] = {}
+
+    def forget(self) -> None:
+        """The sequence or the plane table has changed."""
+        self._kept.clear()
 
     def read(self, c: dict[str, int]) -> Attend | Failure:
         """The job of a command, or why it is refused."""
@@ -24,51 +53,75 @@ class JobReader:
         if failure is not None:
             return failure
         plane, port = self.tables.planes[c["plane"]], self.config.port_bytes
-        row_bytes = c["rows"] * ROW_BYTES
-        rows = unpack(ROW, self._table(c["tables"], c["rows"], ROW_BYTES))
-        at = c["tables"] + -(-row_bytes // port) * port
-        columns = unpack(SEGMENT, self._table(at, c["segments"], SEGMENT_BYTES))
-        # row masks use all 64 bits, which unpack saturates
-        masks = self._table(at, c["segments"], SEGMENT_BYTES)[:, 16:24].copy().view("<u8")[:, 0]
+        rows = self._table(c["tables"], c["rows"], ROW_BYTES)
+        at = c["tables"] + -(-rows.size // port) * port
+        segments = self._table(at, c["segments"], SEGMENT_BYTES)
+        kind = (plane.layout, *(c[name] for name in _KIND))
+        key = (kind, plane.stride, rows.tobytes(), segments.tobytes())
+        kept = self._kept.get(key)
+        if kept is not None and all(self._same(pages) for pages in kept[1]):
+            return Attend(c, plane, kept[0])
+        pages: list[_Pages] = []
+        made = self._template(c, plane, kind, rows, segments, pages)
+        if isinstance(made, Failure):
+            return made
+        if len(self._kept) >= KEPT:
+            self._kept.clear()
+        self._kept[key] = (made, pages)
+        return Attend(c, plane, made)
+
+    def _same(self, kept: _Pages) -> bool:
+        return np.array_equal(self.memory.view("<u4")[kept.entries], kept.pages)
+
+    def _table(self, at: int, count: int, size: int) -> NDArray[np.uint8]:
+        return self.memory[at : at + count * size].reshape(count, size)
+
+    def _template(
+        self,
+        c: dict[str, int],
+        plane: Plane,
+        kind: tuple,
+        row_table: NDArray[np.uint8],
+        segment_table: NDArray[np.uint8],
+        pages: list[_Pages],
+    ) -> Template | Failure:
+        """Checks the tables and finds the visible chunks."""
+        rows, columns = unpack(ROW, row_table), unpack(SEGMENT, segment_table)
         failure = self.tables.check_rows(rows["position"])
         if failure is not None:
             return failure
+        # row masks use all 64 bits, more than unpack keeps
+        masks = segment_table[:, 16:24].copy().view("<u8")[:, 0].tolist()
         names = list(columns)
         segments = [
             dict(zip(names, values, strict=True))
             for values in zip(*(column.tolist() for column in columns.values()), strict=True)
         ]
-        for index, (segment, mask) in enumerate(zip(segments, masks.tolist(), strict=True)):
+        for index, (segment, mask) in enumerate(zip(segments, masks, strict=True)):
             segment["row_mask"] = mask & ((1 << c["rows"]) - 1)
             failure = self.tables.check_segment(c, segment, index)
             if failure is not None:
                 return failure
         parts: list[Part] = []
         for index, segment in enumerate(segments):
-            part = self._part(c, plane, segment, rows["position"], rows["draft"])
+            part = self._part(c, plane, segment, rows["position"], rows["draft"], pages)
             if part is None:
                 return Failure(Error.BAD_PAGE, 0, index)
             parts.append(part)
-        return Attend(
-            c, plane, rows["position"], rows["draft"], rows["sink"].astype(np.uint32), parts
-        )
-
-    def work(self, job: Attend) -> Work:
-        """What the job makes the core do."""
-        c = job.command
-        raw = [p for p in job.parts if p.kind == SegmentKind.RAW]
-        return Work(
-            job.plane.layout,
+        strands = strands_of(
+            parts, rows["position"], rows["draft"], rows["sink"].astype(np.uint32),
+            bias=bool(c["bias"]), lanes=self.config.lanes,
+        )  # fmt: skip
+        work = Work(
+            plane.layout,
             c["rows"],
             c["segments"],
-            sum(p.visible for p in job.parts),
+            sum(p.visible for p in parts),
             bool(c["bias"]),
-            sum(p.rows.bit_count() for p in raw),
+            sum(p.rows.bit_count() for p in parts if p.kind == SegmentKind.RAW),
             OutputFormat(c["output_format"]),
         )
-
-    def _table(self, at: int, count: int, size: int) -> NDArray[np.uint8]:
-        return self.memory[at : at + count * size].reshape(count, size)
+        return Template(strands, work, kind)
 
     def _part(
         self,
@@ -77,6 +130,7 @@ class JobReader:
         s: dict[str, int],
         position: NDArray[np.int64],
         draft: NDArray[np.int64],
+        pages: list[_Pages],
     ) -> Part | None:
         """A segment with its chunks; None when a visible chunk has no page of the pool."""
         lanes, size = self.config.lanes, self.config.page_tokens
@@ -95,13 +149,16 @@ class JobReader:
         low, high = int(here[0]), int(here[-1]) + 1
         token = chunk[low:high] * lanes
         table = self.tables.sequences[s["sequence"]][0]
-        page = self.memory.view("<u4")[table // 4 + token // size].astype(np.int64)
+        entries = table // 4 + token // size
+        found = self.memory.view("<u4")[entries]
+        pages.append(_Pages(entries, found))
+        page = found.astype(np.int64)
         visible = seen[low:high]
         if (page[visible] >= self.config.pages).any():
             return None
         page = np.where(visible, page, page[0])  # the others are masked, whatever they hold
         layout = plane.layout
-        addresses = plane.base + page * plane.stride + token % size // lanes * layout.chunk_bytes
+        addresses = page * plane.stride + token % size // lanes * layout.chunk_bytes
         first = int(chunk[low])
         bias = s["address"] + low * c["rows"] * self.config.port_bytes
         start, end = s["start"], min(s["end"], int(chunk[high - 1] + 1) * lanes)
