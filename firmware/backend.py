@@ -150,12 +150,12 @@ class DeviceBackend:
 
     def release(self, sequence: int) -> None:
         """Forgets a sequence; its known prefix pages stay for reuse."""
-        self._forget_step()
+        self.forget_step()
         self.cache.release(sequence)
 
     def trim(self, sequence: int, tokens: int) -> None:
         """Rolls a sequence back to its first `tokens` tokens."""
-        self._forget_step()
+        self.forget_step()
         try:
             self.cache.trim(sequence, tokens)
         except PoolFull as error:
@@ -224,7 +224,7 @@ class DeviceBackend:
             self._usage[span.sequence].tokens += span.count
             self.total.tokens += span.count
             at += span.count
-        self._forget_step()
+        self.forget_step()
 
     # ------------------------------------------------------------------ inside
 
@@ -233,7 +233,7 @@ class DeviceBackend:
         step = self._step
         if step is not None and step.spans == spans:
             return step
-        self._forget_step()
+        self.forget_step()
         for span in spans:
             if span.start != self.cache.length(span.sequence) or span.count < 1:
                 raise ShapeError(
@@ -264,7 +264,8 @@ class DeviceBackend:
         self._step = _Step(spans, made, self.driver.place(tables), offsets)
         return self._step
 
-    def _forget_step(self) -> None:
+    def forget_step(self) -> None:
+        """The spans of an unfinished step were never appended; the next `attend` plans anew."""
         if self._step is not None:
             self.driver.free(self._step.tables)
             self._step = None
