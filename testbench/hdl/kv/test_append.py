@@ -185,6 +185,15 @@ def test_several_chunks_per_page(rng: np.random.Generator, seed: int) -> None:
     check(command, done, pools)
 
 
+def test_wider_port(rng: np.random.Generator, seed: int) -> None:
+    config = PRESETS["small"].with_(pages=32, max_head=64)
+    command = [
+        make(rng, config, format, tokens=5, ident=9) for format in (Format.BF16, Format.E4M3)
+    ]
+    done, pools, _ = play(command, seed, latency=10)
+    check(command, done, pools)
+
+
 def test_many_table_beats(rng: np.random.Generator, seed: int) -> None:
     """More pages than a table beat names: read once to check, and again as they are used."""
     command = [make(rng, TINY, Format.INT8, tiles=1, start=13, tokens=90)]
