@@ -235,14 +235,34 @@ def _widen(module: Netlist, item: Item, result: str, widths: list[int]) -> None:
     module.connects.append((result, f"{name} [{widths[2] - 1}:0]"))
 
 
+_MIRRORED = {"$lt": "$gt", "$gt": "$lt", "$le": "$ge", "$ge": "$le"}
+
+
 def fold_comparisons(module: Netlist) -> None:
-    """An unsigned number is never below zero: no comparator for that."""
-    for item in [i for i in module.items if i.type in ("$ge", "$lt")]:
+    """Comparisons of an unsigned number with a constant that its width decides: no comparator."""
+    for item in [i for i in module.items if i.type in _MIRRORED]:
+        if item.parameter("A_SIGNED") != "0":
+            continue
         ends = item.connections()
-        zero = re.fullmatch(r"\d+'0*|\{\s*\}", ends["\\B"]) and item.parameter("B_SIGNED") == "0"
-        if zero and item.parameter("A_SIGNED") == "0":
+        kind, width, bound = item.type, int(item.parameter("A_WIDTH")), _constant(ends["\\B"])
+        if bound is None:
+            kind, bound = _MIRRORED[kind], _constant(ends["\\A"])
+            width = int(item.parameter("B_WIDTH"))
+        if bound is None:
+            continue
+        most = (1 << width) - 1
+        always = {"$lt": bound > most, "$le": bound >= most, "$gt": False, "$ge": bound == 0}[kind]
+        never = {"$lt": bound == 0, "$le": False, "$gt": bound >= most, "$ge": bound > most}[kind]
+        if always or never:
             module.items.remove(item)
-            module.connects.append((ends["\\Y"], f"1'{int(item.type == '$ge')}"))
+            module.connects.append((ends["\\Y"], f"1'{int(always)}"))
+
+
+def _constant(signal: str) -> int | None:
+    if re.fullmatch(r"\{\s*\}", signal):
+        return 0
+    match = re.fullmatch(r"\d+'([01]+)", signal)
+    return int(match[1], 2) if match else None
 
 
 def separate_names(module: Netlist, modules: dict[str, Netlist]) -> None:

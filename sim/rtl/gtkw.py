@@ -21,7 +21,7 @@ BLOCKS = {
     "control": ("Control",),
     "kv": ("KvPath",),
     "attention": ("AttentionEngine",),
-    "append": ("AppendUnit",),
+    "append": ("Append",),
     "memory": ("ReadArbiter", "WriteArbiter"),
     "rows": ("Row", "RowArray"),
 }

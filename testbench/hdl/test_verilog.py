@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from amaranth.back import verilog as amaranth_verilog
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import C, Cat, Module, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -90,7 +90,7 @@ def test_memory_starts_with_nothing_and_a_table_keeps_its_contents() -> None:
 
 
 class Selects(wiring.Component):
-    """Every kind of part select and comparison that the generator rewrites."""
+    """Every kind of part select that the generator rewrites, and patterns that overlap."""
 
     data: In(48)
     odd: In(20)
@@ -102,7 +102,6 @@ class Selects(wiring.Component):
     sign: Out(signed(4))
     past: Out(3)
     whole: Out(30)
-    never: Out(2)
     match: Out(2)
 
     def elaborate(self, platform: object) -> Module:
@@ -113,7 +112,6 @@ class Selects(wiring.Component):
             self.sign.eq(self.negative.bit_select(self.index, 4)),
             self.past.eq(self.odd.bit_select(self.bit, 3)),
             self.whole.eq((self.data + self.odd).bit_select(self.bit, 30)),
-            self.never.eq((self.odd < 0) + (self.data >= 0)),
         ]
         with m.Switch(self.index):
             with m.Case("--1"):
@@ -125,9 +123,40 @@ class Selects(wiring.Component):
         return m
 
 
-def test_rewritten_verilog_equals_amaranths_own(tmp_path: Path) -> None:
-    gate = generate(TINY, Selects(), name="gate").text
-    gold = amaranth_verilog.convert(Selects(), name="gold", strip_internal_attrs=True)
+class Comparisons(wiring.Component):
+    """Comparisons that the width of a number decides, and their neighbours."""
+
+    data: In(48)
+    index: In(3)
+    never: Out(2)
+    bounds: Out(8)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.d.comb += [
+            self.never.eq((self.index < 0) + (self.data >= 0)),
+            self.bounds.eq(
+                Cat(
+                    self.index <= 7,
+                    self.index > 7,
+                    self.index < 8,
+                    self.index >= 8,
+                    self.index <= 6,
+                    self.index > 6,
+                    C(7, 3) >= self.index,
+                    C(0, 3) < self.index,
+                )
+            ),
+        ]
+        return m
+
+
+@pytest.mark.parametrize("part", [Selects, Comparisons])
+def test_rewritten_verilog_equals_amaranths_own(
+    tmp_path: Path, part: type[wiring.Component]
+) -> None:
+    gate = generate(TINY, part(), name="gate").text
+    gold = amaranth_verilog.convert(part(), name="gold", strip_internal_attrs=True)
     (tmp_path / "gate.v").write_text(gate)
     (tmp_path / "gold.v").write_text(gold)
     (tmp_path / "check.ys").write_text(
@@ -145,7 +174,11 @@ def test_rewritten_verilog_equals_amaranths_own(tmp_path: Path) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "+:" in gate, "no part select was rewritten"
+
+
+def test_rewriting_leaves_nothing_to_warn_of() -> None:
+    assert "+:" in generate(TINY, Selects()).text
+    lint(generate(TINY, Comparisons()))
 
 
 @pytest.mark.parametrize("external", [False, True])
