@@ -44,7 +44,8 @@ class Control(wiring.Component):
         slot_free : see JobLoader. attend_done : stream of EVENT, `ident` as in the job.
         beat, useful, stall : what the array did in this cycle. read_beat, kv_beat : from
         ReadArbiter; write_bytes : from WriteArbiter.
-        busy : a command is waiting or in flight. loading : an ATTEND is being read in (stall cause).
+        busy : a command is waiting or in flight. loading : an ATTEND is being read in (stall
+        cause).
     Errors
         A bad command's completion carries Error and field; see `m890.hdl.control.checks`.
     """

@@ -15,8 +15,8 @@ class InFlight(wiring.Component):
     Function
         An entry is taken by each command and released by its completion. While an ATTEND or APPEND
         runs, its entry holds its plane and its sequences: APPEND one, ATTEND a mask with one bit
-        per hash (sequence modulo 64), unknown until its segment table has been read. Commands on different
-        planes never meet: the pages of a plane are its own.
+        per hash (sequence modulo 64), unknown until its segment table has been read. Commands on
+        different planes never meet: the pages of a plane are its own.
     Members
         free, free_ident : an entry can be taken, and which. take : take it.
         mark_append, mark_attend, mark_ident : the entry's command starts, on `plane` (and `hash`).

@@ -162,7 +162,7 @@ class Picker(wiring.Component):
         streak = Signal(range(BULK_TURN + 1))
         bulk = Signal()
         m.d.comb += [
-            bulk.eq(waits["bulk"] & (~waits["control"] | (streak == BULK_TURN))),
+            bulk.eq(waits["bulk"] & (~waits["control"] | (streak >= BULK_TURN))),
             self.grant.eq(Mux(bulk, chosen["bulk"], chosen["control"])),
         ]
         with m.If(bulk & self.take | ~waits["bulk"]):

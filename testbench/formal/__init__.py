@@ -1,0 +1,1 @@
+"""Formal proofs: contracts of queues and arbiters."""

@@ -1,0 +1,46 @@
+"""Parts of proofs: rules of streams, counting, following one payload out of many."""
+
+from typing import Any
+
+from amaranth.hdl import Assert, Assume, Module, Mux, Signal, Value
+
+COUNT = 5
+"""Bits of the counters of proofs: no proof runs for more than 31 cycles."""
+
+
+def keeps_rules(
+    m: Module,
+    valid: Value,
+    ready: Value,
+    payload: Value,
+    what: str,
+    check: type[Assert] | type[Assume] = Assert,
+) -> None:
+    """valid never falls and the payload never changes before the transfer."""
+    waiting, held = Signal(name=f"{what}_waiting"), Signal(len(payload), name=f"{what}_held")
+    m.d.sync += [waiting.eq(valid & ~ready), held.eq(payload)]
+    with m.If(waiting):
+        m.d.comb += [
+            check(valid, f"{what}: valid does not fall"),
+            check(payload == held, f"{what}: the payload stays"),
+        ]
+
+
+def source_keeps_rules(m: Module, stream: Any, what: str) -> None:
+    """As assumption, of a source that the proof plays."""
+    keeps_rules(m, stream.valid, stream.ready, Value.cast(stream.payload), what, Assume)
+
+
+def count(m: Module, event: Value, name: str) -> Signal:
+    """How often `event` was true in earlier cycles."""
+    total = Signal(COUNT, name=name)
+    m.d.sync += total.eq(total + Mux(event, 1, 0))
+    return total
+
+
+def catch(m: Module, event: Value, number: Value, which: Value, value: Value, name: str) -> Signal:
+    """`value` at the `which`-th event; `number` counts events before this cycle."""
+    caught = Signal(len(value), name=name)
+    with m.If(event & (number == which)):
+        m.d.sync += caught.eq(value)
+    return caught
