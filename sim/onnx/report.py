@@ -11,7 +11,8 @@ PRESET = "tiny"
 _HEAD = f"""# Conformance: ONNX Attention
 
 The test cases of ONNX's backend for the Attention operator (opsets 23 and 24), run on the golden
-model of the preset `{PRESET}` through `m890.sim.onnx`. Each case becomes one request per batch
+model of the preset `{PRESET}` through `m890.sim.onnx`; a test holds the RTL to the same bits in
+every request, through the firmware's driver. Each case becomes one request per batch
 entry and KV head: the softmax scale and log2 e are folded into the queries, queries, keys and
 values are rounded to FP16, masks become biases of 16 bits (-Inf masks a token), ragged lengths end
 the segment early, and head sizes are padded to whole tiles. Present keys and values are compared as
@@ -19,7 +20,8 @@ the cache holds them. A case passes when every output has
 
 |error| <= {ABSOLUTE} + {RELATIVE} |reference|.
 
-The last column is the largest |error| as a share of that bound.
+The last column is the largest |error| as a share of that bound; where scores are asked for, of the
+other outputs.
 """
 
 
@@ -30,10 +32,10 @@ def page(verdicts: Sequence[Verdict]) -> str:
     missing = sorted({v.missing for v in verdicts if v.missing})
     for feature in missing:
         count = sum(v.missing == feature for v in verdicts)
-        lines.append(f"- {count} {'needs' if count == 1 else 'need'} {feature}.")
+        lines.append(f"- {count} {'lacks' if count == 1 else 'lack'} {feature}.")
     lines += ["", "| case | result | error / bound |", "|---|---|---|"]
     for v in verdicts:
-        share = "" if v.missing else f"{v.error:.2f}"
+        share = f"{v.error:.2f}" if v.error else ""
         lines.append(f"| `{v.name.removeprefix('test_attention_')}` | {v.text} | {share} |")
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""ONNX's Attention cases on the golden model; the page that lists them; reading the archive."""
+"""ONNX's Attention cases on golden model, model device and RTL; their page; their archive."""
 
 import io
 import json
@@ -15,6 +15,7 @@ from m890.sim.bench import conformance
 from m890.sim.bench.registry import BenchContext, BenchError
 from m890.sim.onnx import cases as onnx
 from m890.sim.onnx.attention import Executor, Request, Verdict, golden, judge
+from m890.sim.onnx.device import executor
 from m890.sim.onnx.report import PRESET, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -36,8 +37,25 @@ def verdicts(folder: Path, name: str) -> tuple[Verdict, ...]:
 def test_every_case_passes_or_lacks_a_named_feature(data: Path, name: str) -> None:
     results = verdicts(data, name)
     assert len(results) == 50
+    assert [v.name for v in results if v.error > 1] == []
     assert [v.name for v in results if not v.passed and not v.missing] == []
     assert sum(v.passed for v in results) >= LEAST
+
+
+@pytest.mark.parametrize("device", ["model", pytest.param("rtl", marks=pytest.mark.rtl)])
+def test_devices_equal_the_golden_model(data: Path, device: str) -> None:
+    """Every request through the firmware's driver, bit for bit; so the same cases pass."""
+    config = preset("tiny")
+    exact = golden(config)
+    with executor(device, config) as execute:
+
+        def both(request: Request) -> np.ndarray:
+            got, expected = execute(request), exact(request)
+            np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
+            return got
+
+        results = tuple(judge(case, both) for case in loaded(data))
+    assert results == verdicts(data, "tiny")
 
 
 def test_the_page_lists_every_case_as_it_went(data: Path) -> None:
