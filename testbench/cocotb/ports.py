@@ -1,13 +1,9 @@
-"""In the simulation: memory behind the core's own ports and behind AXI, requesters, scripts."""
+"""In the simulation: memory behind the core's own ports, requesters, scripts."""
 
-import itertools
-import logging
 import random
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
-
-from cocotbext.axi import AxiBus, AxiRam
 
 from m890.testbench.cocotb.streams import Clocked, StreamSource
 
@@ -192,26 +188,3 @@ class Writer:
     def step(self) -> None:
         if int(self._done.value):
             self.errors.append(int(self._error.value))
-
-
-def pauses(seed: object, stall: float) -> Generator[bool, None, None]:
-    """For cocotbext-axi's pause generators."""
-    chance = random.Random(str(seed))
-    return (chance.random() < stall for _ in itertools.count())
-
-
-def axi_memory(dut: Any, memory: bytearray, *, seed: int = 0, stall: float = 0.0) -> AxiRam:
-    """cocotbext-axi's memory at `m_axi`, with random pauses on all five channels."""
-    logging.getLogger("cocotb.bench").setLevel(logging.WARNING)
-    ram = AxiRam(AxiBus.from_prefix(dut, "m_axi"), dut.clk, dut.rst, mem=memory)
-    for half in (ram.write_if, ram.read_if):
-        half.log.setLevel(logging.WARNING)
-    if stall:
-        channels = {
-            "aw": ram.write_if.aw_channel, "w": ram.write_if.w_channel,
-            "b": ram.write_if.b_channel, "ar": ram.read_if.ar_channel, "r": ram.read_if.r_channel,
-        }  # fmt: skip
-        for name, channel in channels.items():
-            channel.set_pause_generator(pauses(f"{seed} {name}", stall))
-    return ram
-

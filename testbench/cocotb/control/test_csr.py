@@ -1,18 +1,17 @@
 """The registers in Verilog under cocotbext-axi's master, against a model of the register map."""
 
-import logging
 import random
 from typing import Any
 
 import cocotb
 from cocotb.triggers import ClockCycles
-from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
+from cocotbext.axi import AxiLiteMaster, AxiResp
 
 from m890.hdl.commands import COMMAND_BYTES, COMPLETION_BYTES, Error
 from m890.hdl.config import CoreConfig, preset
 from m890.hdl.control.csr import Csr
 from m890.hdl.registers import ADDRESS, COUNTERS, IDENT, REGISTERS, VERSION
-from m890.testbench.cocotb.ports import pauses
+from m890.sim.cocotb.axi import register_master
 from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
 from m890.testbench.cocotb.streams import Clocked
 
@@ -84,12 +83,7 @@ class Model:
 async def begin(dut: Any, stall: float) -> tuple[Clocked, AxiLiteMaster]:
     """Resets; a master with pauses on all five channels."""
     clocked = Clocked(dut)
-    master = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "bus_"), dut.clk, dut.rst)
-    for half, names in ((master.write_if, ("aw", "w", "b")), (master.read_if, ("ar", "r"))):
-        half.log.setLevel(logging.WARNING)
-        for name in names:
-            channel = getattr(half, f"{name}_channel")
-            channel.set_pause_generator(pauses(f"{seed()} {name}", stall))
+    master = register_master(dut, prefix="bus_", seed=seed(), stall=stall)
     zeros = ("busy", "ring_head", "completion_tail", "completed", "failed", "counter_low",
              "counter_high")  # fmt: skip
     await clocked.start(**dict.fromkeys(zeros, 0))

@@ -12,7 +12,8 @@ from m890.hdl.config import CoreConfig, preset
 from m890.hdl.memory.ports import Axi4, ReadPort, WritePort
 from m890.hdl.memory.read_arbiter import ReadArbiter
 from m890.hdl.memory.write_arbiter import WriteArbiter
-from m890.testbench.cocotb.ports import Requester, Writer, axi_memory, write_beat
+from m890.sim.cocotb.axi import axi_memory
+from m890.testbench.cocotb.ports import Requester, Writer, write_beat
 from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
 from m890.testbench.cocotb.streams import Clocked
 

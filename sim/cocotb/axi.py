@@ -1,0 +1,62 @@
+"""In the simulation: cocotbext-axi's memory and register master, with random pauses."""
+
+import itertools
+import logging
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
+
+
+def pauses(seed: object, stall: float) -> Iterator[bool]:
+    """For pause generators: True in a share `stall` of the cycles."""
+    chance = random.Random(str(seed))
+    return (chance.random() < stall for _ in itertools.count())
+
+
+def axi_memory(
+    dut: Any, memory: bytearray, *, prefix: str = "m_axi", seed: int = 0, stall: float = 0.0
+) -> AxiRam:
+    """A memory at an AXI4 master port; an access beyond it is a bus error."""
+    _quiet(dut)
+    ram = AxiRam(AxiBus.from_prefix(dut, prefix), dut.clk, dut.rst, mem=memory)
+    _guard(ram.read_if, "_read", len(memory))
+    _guard(ram.write_if, "_write", len(memory))
+    _pause(ram.write_if, ("aw", "w", "b"), seed, stall)
+    _pause(ram.read_if, ("ar", "r"), seed, stall)
+    return ram
+
+
+def register_master(
+    dut: Any, *, prefix: str = "s_axil", seed: int = 0, stall: float = 0.0
+) -> AxiLiteMaster:
+    """A master for an AXI4-Lite slave port."""
+    _quiet(dut)
+    master = AxiLiteMaster(AxiLiteBus.from_prefix(dut, prefix), dut.clk, dut.rst)
+    _pause(master.write_if, ("aw", "w", "b"), seed, stall)
+    _pause(master.read_if, ("ar", "r"), seed, stall)
+    return master
+
+
+def _quiet(dut: Any) -> None:
+    """cocotbext-axi logs every signal and every burst, which takes longer than the bursts."""
+    logging.getLogger(f"cocotb.{dut._name}").setLevel(logging.WARNING)
+
+
+def _pause(half: Any, channels: tuple[str, ...], seed: int, stall: float) -> None:
+    half.log.setLevel(logging.WARNING)
+    for name in channels if stall else ():
+        channel = getattr(half, f"{name}_channel")
+        channel.set_pause_generator(pauses(f"{seed} {name}", stall))
+
+
+def _guard(half: Any, name: str, size: int) -> None:
+    plain = getattr(half, name)
+
+    async def access(address: int, what: Any) -> Any:
+        if address >= size:
+            raise IndexError(f"{address:#x} lies beyond the memory")
+        return await plain(address, what)
+
+    setattr(half, name, access)

@@ -1,0 +1,123 @@
+"""The whole core in Verilog: the real driver through AXI, against golden, with pauses everywhere."""
+
+from collections.abc import Callable
+from typing import Any
+
+import cocotb
+import numpy as np
+import pytest
+from cocotb.triggers import RisingEdge
+
+from m890.firmware import errors
+from m890.firmware.driver import Driver
+from m890.hdl.config import preset
+from m890.hdl.numerics.formats import Format
+from m890.sim.cocotb.device import CocotbDevice
+from m890.sim.cocotb.launch import parameters
+from m890.sim.rtl.cache import core_design
+from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
+from m890.testbench.firmware.device_suite import FAR, DeviceSuite
+from m890.testbench.firmware.scene import Scene
+
+MEMORY = 2 << 20
+
+
+async def held_offers(dut: Any) -> None:
+    """Until it is taken, what the core offers at its memory port stays as it is."""
+    channels = []
+    for name, fields in (("ar", ("id", "addr", "len")), ("aw", ("id", "addr", "len")),
+                         ("w", ("data", "strb", "last"))):  # fmt: skip
+        handles = [getattr(dut, f"m_axi_{name}{x}") for x in ("valid", "ready", *fields)]
+        channels.append((name, *handles))
+    offers: dict[str, list[int]] = {}
+    edge = RisingEdge(dut.clk)
+    while True:
+        await edge
+        for name, valid, ready, *payload in channels:
+            offered = [int(x.value) for x in payload] if int(valid.value) else []
+            before = offers.pop(name, offered)
+            assert before == offered, f"{name}: an offer was not held: {before}, then {offered}"
+            if offered and not int(ready.value):
+                offers[name] = offered
+
+
+async def with_driver(dut: Any, stall: float, firmware: Callable[[Driver], None]) -> None:
+    """Runs firmware on the core and checks the rules of its memory port meanwhile."""
+    device = CocotbDevice(dut, config(), memory_bytes=MEMORY, seed=seed(), stall=stall)
+    await device.start()
+    cocotb.start_soon(held_offers(dut))
+
+    def work(device: CocotbDevice) -> None:
+        firmware(Driver(device, ring=16, scratch_bytes=1 << 18))
+
+    await device.use(work)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(seed())
+
+
+def jobs(driver: Driver, formats: list[Format], count: int) -> None:
+    """Random jobs of formats, several at once."""
+    some = rng()
+    for format in formats:
+        tiles = int(some.choice([1, 2]))
+        scene = Scene(driver, some, format, tiles, planes=1, sequences=2, pages=3)
+        DeviceSuite()._run(scene, [scene.job() for _ in range(count)])
+
+
+@cocotb.test()
+@cocotb.parametrize(stall=[0.0, 0.3])
+async def random_jobs(dut: Any, stall: float) -> None:
+    formats = list(Format) if parameters()["long"] else [Format.FP16, Format.INT8]
+    count = 3 if parameters()["long"] else 2
+    await with_driver(dut, stall, lambda driver: jobs(driver, formats, count))
+
+
+@cocotb.test()
+async def stored_states_merge(dut: Any) -> None:
+    await with_driver(dut, 0.2, lambda d: DeviceSuite().test_raw_states_merge(d, rng()))
+
+
+@cocotb.test()
+async def appended_tokens_are_attended_to(dut: Any) -> None:
+    """Under one doorbell: the job sees what the APPEND before it wrote."""
+    await with_driver(dut, 0.3, lambda d: DeviceSuite().test_append_then_attend(d, rng()))
+
+
+@cocotb.test()
+async def appends(dut: Any) -> None:
+    def firmware(driver: Driver) -> None:
+        formats = list(Format) if parameters()["long"] else [Format.E4M3]
+        for format in formats:
+            scene = Scene(driver, rng(), format, 2, planes=1, sequences=1, pages=2)
+            DeviceSuite()._append(scene, Format.BF16, specials=True)
+
+    await with_driver(dut, 0.2, firmware)
+
+
+@cocotb.test()
+async def bad_input_is_refused(dut: Any) -> None:
+    """By name, without a changed byte, and the next job is right."""
+
+    def firmware(driver: Driver) -> None:
+        suite = DeviceSuite()
+        suite.test_failure_among_others(driver, rng())
+        suite.test_bad_opcode(driver, rng())
+        suite.test_bad_attend(driver, rng(), "output", FAR, errors.BadAddress)
+        suite.test_bad_append(driver, rng(), "tokens", 0, errors.BadRange)
+        suite.test_bad_row(driver, rng())
+        suite.test_bad_page(driver, rng(), 0xFFFFFFFF)
+        suite.test_ring_overrun(driver)
+
+    await with_driver(dut, 0.1, firmware)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+@on_both_simulators
+def test_core(bench: Bench, name: str) -> None:
+    if name == "small" and bench.simulator == "icarus":
+        pytest.skip("the small core runs on Verilator only: Icarus would take minutes")
+    long = bench.simulator == "verilator"
+    only = None if name == "tiny" else "random_jobs|appends"
+    bench.run(core_design(preset(name)), preset(name), tests=only, long=long)
