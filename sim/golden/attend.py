@@ -6,7 +6,7 @@ gets its own `start` and `end`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -112,7 +112,6 @@ class _State:
     l: Wide  # noqa: E741
     o: Wide
     status: np.ndarray
-    pieces: int = field(default=0)
 
     @staticmethod
     def start(job: Job) -> "_State":
