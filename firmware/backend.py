@@ -117,6 +117,7 @@ class DeviceBackend:
         layout = shape.layout(config)
         self._token_bytes = layout.chunk_bytes / config.lanes
         self.total = Usage()
+        self.now = 0  # cycle of the latest completion
         self._usage: dict[int, Usage] = {}
         self._step: _Step | None = None
 
@@ -199,16 +200,18 @@ class DeviceBackend:
         queries = self._queries(step.plan, q)
         rows = len(step.plan.token)
         element = 4 if self.output_format == OutputFormat.FP32 else 2
-        kv_at, query_at = driver.place(kv), driver.place(queries)
-        output_at = driver.buffer(self.kv_heads * rows * self.head * element)
+        buffers: list[int] = []
         try:
+            buffers.append(kv_at := driver.place(kv))
+            buffers.append(query_at := driver.place(queries))
+            buffers.append(output_at := driver.buffer(self.kv_heads * rows * self.head * element))
             appends = self._appends(spans, planes, kv_at, count * source_bytes)
             attends = self._attends(step, planes, query_at, output_at, element)
             tags = driver.submit_many(np.concatenate([appends, attends]))
             done = driver.wait(tags)
             out = self._outputs(step.plan, output_at, count)
         finally:
-            driver.free(kv_at, query_at, output_at)
+            driver.free(*buffers)
         self._account(step, done[len(appends) :], done)
         return out
 
@@ -335,7 +338,8 @@ class DeviceBackend:
 
     def _account(self, step: _Step, jobs: NDArray, done: NDArray) -> None:
         """Adds one layer's cost."""
-        cycles = int(done["end"].max()) - int(done["start"].min())
+        self.now = int(done["end"].max())
+        cycles = self.now - int(done["start"].min())
         per_token = self._token_bytes * self.kv_heads
         reads = step.plan.reads
         passed = sum(r.passed for r in reads.values()) or 1.0

@@ -1,20 +1,19 @@
-"""Devices by name, for the command line and the benches."""
+"""The devices by name: one place that opens them, for every command and bench."""
 
 from collections.abc import Callable
+from typing import Any
 
 from m890.firmware.device import Device
+from m890.firmware.errors import FirmwareError
 from m890.hdl.config import CoreConfig
-from m890.sim.timing.device import ModelDevice
 
-KINDS = ("rtl", "model")
-"""rtl: the core's Verilog, Verilated. model: golden numbers with modelled time."""
+DEVICES = ("rtl", "model")
+LATENCY = 40
+"""Cycles of the memory behind the RTL, unless a command says otherwise."""
 
 
-class UnknownDevice(ValueError):
-    """A name that no device has."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__(f"no device {kind!r}: there are {', '.join(KINDS)}")
+class UnknownDevice(FirmwareError):
+    """A device that does not exist."""
 
 
 def open_device(
@@ -23,23 +22,23 @@ def open_device(
     memory_bytes: int,
     *,
     seed: int = 0,
-    latency: int = 100,
-    bandwidth: float | None = None,
     waves: bool = False,
     say: Callable[[str], None] | None = None,
+    **memory: Any,
 ) -> Device:
-    """A device with `memory_bytes` of memory; the caller closes it.
+    """The device `kind` with its memory; `memory` goes to RtlDevice (latency, bandwidth, stall).
 
-    latency and bandwidth (bytes per cycle, None: no limit) are those of the RTL's memory; waves
-    makes it able to record. Nothing falls back from one kind to another.
+    There is no way from one to the other: what asks for RTL runs on RTL or fails.
     """
-    if kind == "model":
-        return ModelDevice(config, memory_bytes)
-    if kind != "rtl":
-        raise UnknownDevice(kind)
-    from m890.sim.rtl.device import RtlDevice  # only whoever simulates needs a compiler
+    if kind == "rtl":
+        from m890.sim.rtl.device import RtlDevice  # slow to import; the model needs none of it
 
-    return RtlDevice(
-        config, memory_bytes=memory_bytes, latency=latency, bandwidth=bandwidth, seed=seed,
-        waves=waves, say=say,
-    )  # fmt: skip
+        options = {"latency": LATENCY, **memory}
+        return RtlDevice(
+            config, memory_bytes=memory_bytes, seed=seed, waves=waves, say=say, **options
+        )
+    if kind == "model":
+        from m890.sim.timing.device import ModelDevice
+
+        return ModelDevice(config, memory_bytes)
+    raise UnknownDevice(f"unknown device {kind!r}; there are {', '.join(DEVICES)}")

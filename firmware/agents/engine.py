@@ -16,7 +16,10 @@ from m890.firmware.models.llama import Decoder
 
 @dataclass(frozen=True)
 class Event:
-    """One agent in one step: the tokens fed, its state afterwards and the text it just gained."""
+    """One agent in one step: the tokens fed, its state afterwards and the text it just gained.
+
+    ``sequence`` is the backend's, -1 where the agent holds none.
+    """
 
     step: int
     agent: str
@@ -24,6 +27,7 @@ class Event:
     start: int
     tokens: int
     text: str
+    sequence: int = -1
 
 
 @dataclass
@@ -94,7 +98,7 @@ class Engine:
         for start in range(0, len(tokens), self._chunk):
             part = tokens[start : start + self._chunk]
             self._decoder.step([Span(root, start, len(part))], part, self._backend)
-            self._emit(Event(report.steps, "prompt", State.PREFILL, start, len(part), ""))
+            self._emit(Event(report.steps, "prompt", State.PREFILL, start, len(part), "", root))
             report.steps += 1
         report.prompt = len(tokens)
 
@@ -206,7 +210,9 @@ class Engine:
     def _show(self, seat: _Seat, step: int, start: int, tokens: int) -> None:
         text = seat.session.text[seat.shown :]
         seat.shown = len(seat.session.text)
-        self._emit(Event(step, seat.session.name, seat.session.state, start, tokens, text))
+        sequence = seat.sequence if seat.held else -1
+        state = seat.session.state
+        self._emit(Event(step, seat.session.name, state, start, tokens, text, sequence))
 
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:

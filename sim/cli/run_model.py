@@ -1,0 +1,55 @@
+"""`m890 run --model`: greedy text of a llama2.c checkpoint on the device."""
+
+import sys
+from pathlib import Path
+
+from m890.firmware.driver import Driver
+from m890.firmware.models.checkpoint import load_llama2c
+from m890.firmware.models.llama import Decoder
+from m890.firmware.models.tokenizer import BpeTokenizer
+from m890.hdl.config import CoreConfig
+from m890.hdl.numerics.formats import Format
+from m890.sim import play
+from m890.sim.cli import errors, output
+from m890.sim.devices import open_device
+
+
+def run_model(
+    model: Path,
+    tokenizer: Path | None,
+    prompt: str,
+    tokens: int,
+    core: CoreConfig,
+    device: str,
+    format: Format,
+) -> int:
+    """Writes the text to standard output as it comes, what it cost to standard error."""
+    config, weights = load_llama2c(model)
+    tokenizer = tokenizer or model.with_name(f"tok{config.vocabulary}.bin")
+    if not tokenizer.exists():
+        raise errors.UserError(f"there is no tokenizer {tokenizer}: name it with --tokenizer FILE")
+    words = BpeTokenizer.load(tokenizer, config.vocabulary)
+    fed = words.encode(prompt)
+    if len(fed) >= config.limit:
+        raise errors.UserError(
+            f"the prompt has {len(fed)} tokens, beyond the model's {config.limit}: shorten it"
+        )
+    memory = play.needed_memory(core, config, format, 1)
+    chip = open_device(device, core, memory, say=lambda text: print(text, file=sys.stderr))
+    backend = play.backend_of(Driver(chip, scratch_bytes=play.SCRATCH), config, format)
+    texts, shown = list(fed), words.decode(fed)
+    print(shown, end="", flush=True)
+    for token in play.generate(Decoder(config, weights), backend, fed, tokens):
+        texts.append(token)
+        text = words.decode(texts)
+        print(text[len(shown) :], end="", flush=True)
+        shown = text
+    print()
+    total = backend.total
+    output.stderr().print(
+        f"{total.tokens} tokens, {total.cycles:,.0f} cycles,"
+        f" {total.cycles_per_token:,.0f} per token, {total.kv_bytes:,.0f} KV bytes read,"
+        f" array utilisation {total.utilisation:.3f} ({device}, {core.name}, {format.name})"
+    )
+    chip.close()
+    return 0

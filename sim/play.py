@@ -1,0 +1,196 @@
+"""Agents, or a plain language model, on a device: what `m890 run` and the benches share."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from m890.firmware.agents.engine import Engine, Report
+from m890.firmware.agents.engine import Event as AgentEvent
+from m890.firmware.agents.evaluate import sessions_of
+from m890.firmware.agents.session import Session, State
+from m890.firmware.agents.tasks import Task
+from m890.firmware.backend import DeviceBackend, Usage
+from m890.firmware.device import Device
+from m890.firmware.driver import Driver
+from m890.firmware.memory_map import PlaneShape, memory_bytes, round_up
+from m890.firmware.models.backend import Span
+from m890.firmware.models.llama import Config, Decoder
+from m890.hdl.config import CoreConfig
+from m890.hdl.numerics.formats import Format
+from m890.sim.report.timeline import Event
+
+SCRATCH = 16 << 20
+
+
+def needed_memory(core: CoreConfig, model: Config, format: Format, agents: int) -> int:
+    """Bytes of device memory for so many agents with full contexts."""
+    shape = _planes(core, model, format)
+    pages = -(-model.limit // core.page_tokens) * (agents + 1)
+    return memory_bytes(core, shape, pages=min(pages, core.pages), scratch=SCRATCH)
+
+
+def _planes(core: CoreConfig, model: Config, format: Format) -> PlaneShape:
+    return PlaneShape(model.layers * model.kv_heads, format, round_up(model.head_dim, core.lanes))
+
+
+def backend_of(driver: Driver, model: Config, format: Format) -> DeviceBackend:
+    """The decoder's attention on the driver's device."""
+    return DeviceBackend(
+        driver,
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_size=model.head_dim,
+        format=format,
+    )
+
+
+@dataclass
+class AgentResult:
+    """One agent at its end; branches count into their agent."""
+
+    name: str
+    task: Task
+    session: Session
+    usage: Usage
+
+    @property
+    def solved(self) -> bool:
+        return self.session.answer == self.task.answer
+
+
+@dataclass
+class Played:
+    """A run: agents in order, totals, and the timeline in device cycles."""
+
+    agents: list[AgentResult]
+    report: Report
+    prompt: Usage
+    total: Usage
+    events: list[Event] = field(default_factory=list)
+
+
+class Player:
+    """Plays groups of tasks on one device with one decoder.
+
+    `on_step` is called after every agent event with the event and the device's cycle.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        decoder: Decoder,
+        *,
+        format: Format = Format.FP16,
+        chunk: int = 64,
+        log: int = 0,
+        on_step: Callable[[AgentEvent, int], None] | None = None,
+    ) -> None:
+        self.device, self.decoder, self.format, self.chunk = device, decoder, format, chunk
+        self.driver = Driver(device, scratch_bytes=SCRATCH, log=log)
+        self.backend = backend_of(self.driver, decoder.config, format)
+        self._on_step = on_step
+
+    def play(self, group: Sequence[Task], *, branches: int = 1, temperature: float = 0.0) -> Played:
+        """Runs one group of tasks, which share a system prompt, to its end."""
+        backend = self.backend
+        before = Usage(**vars(backend.total))
+        sessions = sessions_of(group, branches, temperature)
+        timeline = _Timeline(backend.now)
+        usages: dict[str, dict[int, Usage]] = {}
+
+        def on_event(event: AgentEvent) -> None:
+            if event.sequence >= 0:
+                usage = backend.usage(event.sequence)
+                usages.setdefault(event.agent, {})[id(usage)] = usage
+            timeline.add(event, backend.now)
+            if self._on_step is not None:
+                self._on_step(event, backend.now)
+
+        engine = Engine(self.decoder, backend, chunk=self.chunk, on_event=on_event)
+        report = engine.run(group[0].world.prompt(), sessions)
+        total = Usage(**vars(backend.total))
+        for name, value in vars(before).items():
+            setattr(total, name, getattr(total, name) - value)
+
+        def spent(name: str) -> Usage:
+            sum_ = Usage()
+            for agent, parts in usages.items():
+                if agent == name or agent.startswith(f"{name}."):
+                    for usage in parts.values():
+                        sum_.add(usage)
+            return sum_
+
+        agents = [
+            AgentResult(session.name, task, session, spent(session.name))
+            for session, task in zip(sessions, group, strict=True)
+        ]
+        return Played(agents, report, spent("prompt"), total, timeline.finish())
+
+
+class _Timeline:
+    """Merges engine steps into bars: prefill, decode, tool wait; one track per agent."""
+
+    def __init__(self, now: int) -> None:
+        self._events: list[Event] = []
+        self._step, self._begin, self._now = -1, now, now
+        self._open: dict[str, Event] = {}
+        self._waits: dict[str, int] = {}
+
+    def add(self, event: AgentEvent, now: int) -> None:
+        if event.step != self._step:
+            self._step, self._begin = event.step, self._now
+        self._now = now
+        name = event.agent
+        if name in self._waits and event.state is not State.TOOL:
+            start = self._waits.pop(name)
+            self._put(Event("tool", name, start, max(self._begin, start), "tool wait"))
+        if event.tokens:
+            kind = "decode" if event.tokens == 1 else "prefill"
+            self._bar(name, kind, event)
+        if event.state is State.TOOL:
+            self._waits.setdefault(name, now)
+
+    def _bar(self, name: str, kind: str, event: AgentEvent) -> None:
+        last = self._open.get(name)
+        if last is not None and last.kind == kind and last.end >= self._begin:
+            tokens = last.details["tokens"] + event.tokens
+            start = last.start
+        else:
+            if last is not None:
+                self._put(last)
+            tokens, start = event.tokens, self._begin
+        self._open[name] = Event(
+            f"{kind} {tokens}", name, start, self._now, kind, {"tokens": tokens}
+        )
+
+    def _put(self, event: Event) -> None:
+        if event.end > event.start:
+            self._events.append(event)
+
+    def finish(self) -> list[Event]:
+        for event in self._open.values():
+            self._put(event)
+        return sorted(self._events, key=lambda e: (e.track != "prompt", e.track, e.start))
+
+
+def generate(
+    decoder: Decoder, backend: DeviceBackend, prompt: Sequence[int], tokens: int, *, stop: int = 1
+) -> Iterator[int]:
+    """Greedy text of a plain model: yields tokens after `prompt`, until `tokens` or `stop`."""
+    sequence = backend.create()
+    try:
+        fed = list(prompt)
+        limit = min(tokens, decoder.config.limit, backend.limit)
+        start = 0
+        while start + len(fed) <= limit:
+            logits = decoder.step([Span(sequence, start, len(fed))], fed, backend)
+            start += len(fed)
+            token = int(np.argmax(logits[-1]))
+            if token == stop or start >= limit:
+                return
+            yield token
+            fed = [token]
+    finally:
+        backend.release(sequence)
