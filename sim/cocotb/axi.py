@@ -30,8 +30,8 @@ def axi_memory(
 
 def register_master(
     dut: Any, *, prefix: str = "s_axil", seed: int = 0, stall: float = 0.0
-) -> AxiLiteMaster:
-    """A master for an AXI4-Lite slave port."""
+) -> Any:
+    """An `AxiLiteMaster` for an AXI4-Lite slave port."""
     _quiet(dut)
     master = AxiLiteMaster(AxiLiteBus.from_prefix(dut, prefix), dut.clk, dut.rst)
     _pause(master.write_if, ("aw", "w", "b"), seed, stall)

@@ -5,7 +5,7 @@ from typing import Any
 
 import cocotb
 from cocotb.triggers import ClockCycles
-from cocotbext.axi import AxiLiteMaster, AxiResp
+from cocotbext.axi import AxiResp
 
 from m890.hdl.commands import COMMAND_BYTES, COMPLETION_BYTES, Error
 from m890.hdl.config import CoreConfig, preset
@@ -80,7 +80,7 @@ class Model:
         return self.values.get(name, fixed.get(name))
 
 
-async def begin(dut: Any, stall: float) -> tuple[Clocked, AxiLiteMaster]:
+async def begin(dut: Any, stall: float) -> tuple[Clocked, Any]:
     """Resets; a master with pauses on all five channels."""
     clocked = Clocked(dut)
     master = register_master(dut, prefix="bus_", seed=seed(), stall=stall)

@@ -26,6 +26,8 @@ READ_ONLY = MEMORY // 2
 class Arbiters(wiring.Component):
     """A read and a write arbiter on one AXI port; requester 0 is of the control class."""
 
+    axi: Any
+
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
         super().__init__(

@@ -59,7 +59,7 @@ async def capped_scores(dut: Any) -> None:
     }  # fmt: skip
     got = await stream(dut, "softcap", operands, ["o"], latency(config(), "softcap"))
     values = golden.wides(scores).to_float64()
-    capped = score.soft_cap(values, cap, inverse)
+    capped = score.soft_cap(values, float(cap), float(inverse))
     assert got["o"] == golden.scores(np.where(enable, capped, values))
 
 
