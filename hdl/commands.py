@@ -22,22 +22,22 @@ class Opcode(IntEnum):
 class Error(IntEnum):
     """Outcome of a command, carried by its completion. A failed command changes nothing."""
 
-    OK = 0
-    BAD_OPCODE = 1
-    BAD_ADDRESS = 2
-    BAD_ALIGNMENT = 3
-    BAD_ROWS = 4
-    BAD_SEGMENTS = 5
-    BAD_HEAD_SIZE = 6
-    BAD_FORMAT = 7
-    BAD_PLANE = 8
-    BAD_SEQUENCE = 9
-    BAD_RANGE = 10
-    BAD_PAGE = 11
-    BUS_ERROR = 12
-    RING_OVERRUN = 13
-    BAD_SEGMENT_KIND = 14
-    BAD_RING = 15
+    OK = 0  # the command did what it should
+    BAD_OPCODE = 1  # no such opcode
+    BAD_ADDRESS = 2  # an address range leaves memory (MEMORY_LIMIT, or the core's address bits)
+    BAD_ALIGNMENT = 3  # an address or a stride is not a multiple of the port's beat
+    BAD_ROWS = 4  # rows is 0 or more than the core has
+    BAD_SEGMENTS = 5  # segments is 0 or more than the core's limit
+    BAD_HEAD_SIZE = 6  # head is 0 or more tiles than the core's largest head
+    BAD_FORMAT = 7  # no such format, or one that the command or this core does not take
+    BAD_PLANE = 8  # no such plane, or none defined
+    BAD_SEQUENCE = 9  # no such sequence, or a closed one
+    BAD_RANGE = 10  # tokens outside the sequence's capacity, a stride too small, or a count of 0
+    BAD_PAGE = 11  # a block table names a page outside the pool
+    BUS_ERROR = 12  # memory answered a read or write with an error
+    RING_OVERRUN = 13  # the tail was set more than the ring ahead (STATUS, not a completion)
+    BAD_SEGMENT_KIND = 14  # no such segment kind
+    BAD_RING = 15  # ring base or size cannot be used (STATUS, not a completion)
 
 
 class SegmentKind(IntEnum):

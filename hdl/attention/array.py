@@ -33,6 +33,9 @@ FROM_CONTROL = tuple(
 class RowArray(wiring.Component):
     """`rows` rows, the decoders of queries and KV elements, and the rows' parameters.
 
+    Function
+        A beat is decoded once and broadcast; every row works on it in the same cycle (Row). What
+        rows answer is gathered: `seen` of any, `visible` and status of each, accumulators of one.
     Members
         setup : In. {valid, slot, row, position, draft, sink (FP32)}. query : In. {valid, slot, row,
         tile, fp16, data}. bias : In. {valid, slot, row, data}.

@@ -168,6 +168,10 @@ class FoldL(wiring.Component):
 class ArrayControl(wiring.Component):
     """Turns one tag per cycle into the rows' bundles, each at its stage.
 
+    Function
+        The tag walks down a pipeline as long as the row's; at each stage its fields become the
+        row's addresses, enables and selects. A chunk's place and scales join it where its scores
+        need them, `FoldL` and StateAdder use the adders in cycles that the tag leaves free.
     Members
         tag : In. Stage operand. context : In(stream), one per chunk, offered with its first K
         beat; the queue never fills because a chunk's p slot is reserved first. scale : In(stream),

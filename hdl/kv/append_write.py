@@ -19,6 +19,9 @@ WRITES = 32
 class AppendWriter(wiring.Component):
     """Quantises beats of a row and forms their writes.
 
+    Function
+        The codes of a beat (Quantise) are packed, 8-bit formats two per 16 bits, and put where the
+        address lies within the port's beat; strobes mark them. A scale is two bytes likewise.
     Members
         format, source_format : In. Steady while writes are under way.
         issue : In. A write is wanted; only with `room`.

@@ -105,6 +105,9 @@ class RowScale(wiring.Component):
 class QuantiseLane(wiring.Component):
     """Code of one element; `Quantise` has `lanes` of them.
 
+    Function
+        x times the reciprocal of the scale, RNE to the format, saturated: docs/numerics.md,
+        "Append".
     Members
         raw, is_fp16, format : In. As for Quantise.
         inverse, exp : In. SCALE_INVERSE of the scale and its exponent, two cycles after `raw`.
