@@ -12,10 +12,11 @@ from m890.hdl.commands import COMMAND_BYTES, COMMANDS, Error, Opcode
 from m890.hdl.config import CoreConfig
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format
+from m890.hdl.registers import ADDRESS
 from m890.sim.timing.checks import Failure, Plane, Tables
 from m890.sim.timing.execute import Append, Attend, Executor
 from m890.sim.timing.jobs import JobReader
-from m890.sim.timing.model import Timing
+from m890.sim.timing.model import Pipeline, Timing
 from m890.sim.timing.registers import RegisterFile
 
 
@@ -45,6 +46,7 @@ class ModelDevice:
         else:
             self.memory = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
         self.timing = timing or Timing()
+        self._pipeline = Pipeline(config, self.timing)
         self._registers = RegisterFile(config)
         self._tables = Tables(config, self.memory)
         self._jobs = JobReader(self._tables)
@@ -63,6 +65,8 @@ class ModelDevice:
 
     def write(self, address: int, value: int) -> None:
         self._registers.write(address, value)
+        if address == ADDRESS["CONTROL"] and value & 2:
+            self._pipeline = Pipeline(self.config, self.timing)
 
     def run(self, cycles: int | None = None) -> int:
         registers = self._registers
@@ -95,7 +99,7 @@ class ModelDevice:
         done = np.zeros(count, COMPLETION_TYPE)
         done["opcode"] = commands[:, 0]
         done["tag"] = commands[:, 2:4].copy().view("<u2")[:, 0]
-        registers.cycles += self.timing.latency
+        self._pipeline.submit(registers.cycles)
         borders = np.flatnonzero(np.diff(commands[:, 0])) + 1
         start = 0
         for end in [*borders.tolist(), count]:
@@ -116,13 +120,13 @@ class ModelDevice:
         if opcode not in COMMANDS:
             done["error"] = Error.BAD_OPCODE
         for one in done:
-            self._time(one, self.timing.command)
+            self._time(one, self._pipeline.other())
 
     def _planes(self, commands: list[dict[str, int]], done: NDArray) -> None:
         self._jobs.forget()
         for c, one in zip(commands, done, strict=True):
             failure = self._tables.check_plane(c)
-            self._time(one, self.timing.command, failure)
+            self._time(one, self._pipeline.other(), failure)
             if failure is None:
                 layout = PageLayout(self.config, Format(c["format"]), c["head"])
                 self._tables.planes[c["plane"]] = Plane(c["base"], c["stride"], layout)
@@ -131,7 +135,7 @@ class ModelDevice:
         self._jobs.forget()
         for c, one in zip(commands, done, strict=True):
             failure = self._tables.check_sequence(c)
-            self._time(one, self.timing.command, failure)
+            self._time(one, self._pipeline.other(), failure)
             if failure is None:
                 self._tables.sequences[c["sequence"]] = (c["table"], c["capacity"])
                 if not c["capacity"]:
@@ -143,13 +147,13 @@ class ModelDevice:
         for i, c in enumerate(commands):
             failure = self._tables.check_append(c)
             if failure is not None:
-                self._time(done[i], self.timing.command, failure)
+                self._time(done[i], self._pipeline.other(), failure)
                 continue
             plane = self._tables.planes[c["plane"]]
             jobs.append(Append(c, plane, self._tables.sequences[c["sequence"]][0]))
             places.append(i)
             tiles = plane.layout.tiles
-            self._time(done[i], self.timing.appended(self.config, tiles, c["tokens"]))
+            self._time(done[i], self._pipeline.append(plane.layout, c["tokens"]))
             counters["TOKENS"] += c["tokens"]
             counters["READ_BYTES"] += 2 * c["tokens"] * tiles * self.config.port_bytes
             token = plane.layout.chunk_bytes // self.config.lanes
@@ -165,10 +169,10 @@ class ModelDevice:
         for i, c in enumerate(commands):
             job = self._jobs.read(c)
             if isinstance(job, Failure):
-                self._time(done[i], self.timing.command, job)
+                self._time(done[i], self._pipeline.other(), job)
                 continue
             work = job.template.work
-            self._time(done[i], self.timing.attend(work, idle=not jobs))
+            self._time(done[i], self._pipeline.attend(work))
             done[i]["beats"] = work.beats
             counters["BEATS"] += work.beats
             counters["USEFUL_BEATS"] += work.beats
@@ -182,12 +186,10 @@ class ModelDevice:
             self._executor.attend(jobs)
             done["status"][places] = [job.status for job in jobs]
 
-    def _time(self, one: np.void, cycles: int, failure: Failure | None = None) -> None:
+    def _time(self, one: np.void, cycles: tuple[int, int], failure: Failure | None = None) -> None:
         """Start, end and outcome of one command."""
-        registers = self._registers
-        one["start"] = registers.cycles
-        registers.cycles += cycles
-        one["end"] = registers.cycles
+        one["start"], one["end"] = cycles
+        self._registers.cycles = max(self._registers.cycles, cycles[1])
         if failure is not None:
             one["error"], one["field"], one["index"] = failure.error, failure.field, failure.index
 

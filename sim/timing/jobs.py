@@ -13,7 +13,6 @@ from m890.sim.timing.checks import Failure, Plane, Tables
 from m890.sim.timing.execute import Attend, Part, Template, strands_of
 from m890.sim.timing.model import Work
 
-
 _KIND = (
     "causal", "sink", "bias", "query_format", "output_format", "window", "sinks", "softcap",
     "softcap_inverse",

@@ -50,32 +50,74 @@ class Work:
 
 @dataclass(frozen=True)
 class Timing:
-    """Cycles of commands.
+    """Cycles of the core's stages, where they do not follow from the work.
 
-    Function
-        ATTEND:  max(beats, read bytes / (port bytes x efficiency), rows x head / drain_lanes)
-                 + job, and + latency where the core was idle before.
-        APPEND:  tokens x (2 x head / append_lanes + token) + append.
-        others:  command.
     Parameters
-        Cycles unless said otherwise. The defaults describe the RTL with the native simulator's
-        ideal memory.
+        Cycles unless said otherwise. The defaults are read off completions of the RTL of `small`
+        with the native simulator's ideal memory.
     """
 
-    latency: int = 90  # from the doorbell to the first beat, and from the last beat to completion
-    job: int = 8  # beats lost between two jobs that follow each other
-    command: int = 20
-    append: int = 60
-    token: int = 8
+    memory: int = 100  # from a read's address to its first beat, and from a write to its answer
+    fetch: int = 15  # from the doorbell to the first command, without the memory
+    command: int = 28  # from a command to the next in dispatch
+    append: int = 25  # of an APPEND beside its memory accesses and tokens
     append_lanes: int = 4  # features quantised per cycle
+    tables: int = 60  # of a job beside the memory: check, rows, segments
+    load: int = 40  # ... queries
+    first: int = 60  # ... first table entry and first K
+    score: int = 60  # from the last beat to the last V
+    drain: int = 20
+    write: int = 80  # of the output's last beats
     efficiency: float = 1.0  # of the memory's read side, as a share of the port
 
-    def attend(self, work: Work, *, idle: bool) -> int:
-        config = work.layout.config
-        port = math.ceil(work.read_bytes / (config.port_bytes * self.efficiency))
-        drain = work.rows * work.layout.tiles * config.lanes // config.drain_lanes
-        return max(work.beats, port, drain) + self.job + (self.latency if idle else 0)
 
-    def appended(self, config: CoreConfig, tiles: int, tokens: int) -> int:
-        per_token = 2 * tiles * config.lanes // self.append_lanes + self.token
-        return self.append + tokens * per_token
+class Pipeline:
+    """When commands start and end.
+
+    Function
+        Commands are dispatched in order, one per `command` cycles. APPENDs run one after the other:
+        2 memory + append + tokens x (2 x head / append_lanes; twice that with scales).
+        A job's tables and queries load ahead of the array, which has two slots: a slot is
+        taken when its job before last has been drained. The array then is busy for
+        max(beats, read bytes / (port bytes x efficiency)); the drain of rows x head / drain_lanes
+        cycles and the write come after it. A job waits for all APPENDs before it.
+    Members
+        submit(cycle) : the doorbell. attend, append, other : (start, end) of the next command.
+    """
+
+    def __init__(self, config: CoreConfig, timing: Timing) -> None:
+        self.config, self.timing = config, timing
+        self.dispatch = self.array = self.appended = 0
+        self.slots = [0, 0]
+
+    def submit(self, cycle: int) -> None:
+        """Commands arrive: the first is dispatched no earlier than its fetch takes."""
+        t = self.timing
+        self.dispatch = max(self.dispatch, cycle + t.memory + t.fetch)
+
+    def other(self) -> tuple[int, int]:
+        """Commands that only dispatch handles."""
+        start, self.dispatch = self.dispatch, self.dispatch + self.timing.command
+        return start, self.dispatch + self.timing.memory
+
+    def append(self, layout: PageLayout, tokens: int) -> tuple[int, int]:
+        t = self.timing
+        start, self.dispatch = self.dispatch, self.dispatch + t.command
+        passes = 2 if layout.scale_beats else 1
+        token = passes * 2 * layout.tiles * self.config.lanes // t.append_lanes
+        begin = max(start, self.appended)
+        self.appended = begin + 2 * t.memory + t.append + tokens * token
+        return start, self.appended
+
+    def attend(self, work: Work) -> tuple[int, int]:
+        t, config = self.timing, self.config
+        start, self.dispatch = self.dispatch, self.dispatch + t.command
+        ready = max(start + t.memory + t.tables + work.rows, self.appended)
+        loaded = max(ready, self.slots[0]) + t.memory + t.load + work.rows * work.layout.tiles
+        begin = max(loaded + 2 * t.memory + t.first, self.array)
+        port = math.ceil(work.read_bytes / (config.port_bytes * t.efficiency))
+        self.array = begin + max(work.beats, port)
+        drain = work.rows * work.layout.tiles * config.lanes // config.drain_lanes
+        drained = self.array + t.score + drain + t.drain
+        self.slots = [self.slots[1], drained]
+        return start, drained + t.memory + t.write

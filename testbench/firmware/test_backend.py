@@ -267,6 +267,16 @@ def test_wrong_shapes(rng: np.random.Generator) -> None:
         world.step([Span(0, 3, 1)])
 
 
+def test_step_larger_than_scratch(rng: np.random.Generator) -> None:
+    """Refused with advice; nothing stays behind, and a smaller step works."""
+    world = make(rng, memory=1 << 21, layers=1, heads=16, pages=60)
+    world.backend.create()
+    for _ in range(3):
+        with pytest.raises(errors.ScratchFull, match="split the batch"):
+            world.step(world.spans(s0=200))
+    assert world.step(world.spans(s0=9)) < TOLERANCE[Format.FP16]
+
+
 def test_scratch_is_recycled(rng: np.random.Generator) -> None:
     """Far more traffic than scratch memory holds at once."""
     world = make(rng, layers=1)
