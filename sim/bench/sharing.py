@@ -13,10 +13,10 @@ from m890.firmware.models.backend import Span
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
 from m890.sim.bench.registry import BenchContext, BenchError, Item
-from m890.sim.devices import KINDS, open_device
+from m890.sim.devices import DEVICES, open_device
 
 OPTIONS = {
-    "device": f"what runs: {', '.join(KINDS)} (rtl)",
+    "device": f"what runs: {', '.join(DEVICES)} (rtl)",
     "agents": "how many agents share the prompt (8)",
     "shared": "tokens of the common prompt (1024)",
     "own": "tokens of each agent's own, the new one included (64)",
@@ -37,8 +37,8 @@ def run(context: BenchContext) -> list[Item]:
     text = context.option("format", "fp16")
     if text.upper() not in Format.__members__:
         raise BenchError(f"no format {text!r}: there are {', '.join(Format.__members__).lower()}")
-    if device_name not in KINDS:
-        raise BenchError(f"no device {device_name!r}: there are {', '.join(KINDS)}")
+    if device_name not in DEVICES:
+        raise BenchError(f"no device {device_name!r}: there are {', '.join(DEVICES)}")
     if min(agents, shared, own, group) < 1 or group > config.rows:
         raise BenchError(f"agents, shared, own and group start at 1, group ends at {config.rows}")
     format = Format[text.upper()]
