@@ -27,7 +27,8 @@ class Model:
     def __init__(self, config: CoreConfig) -> None:
         self.config, self.enabled, self.head = config, False, 0
         self.irq, self.error = 0, 0
-        self.values = dict.fromkeys(("IRQ_ENABLE", "COMPLETION_HEAD", "RING_TAIL", *SETUP), 0)
+        names: tuple[str, ...] = ("IRQ_ENABLE", "COMPLETION_HEAD", "RING_TAIL", *SETUP)
+        self.values: dict[str, int] = dict.fromkeys(names, 0)
 
     def _wide(self, name: str) -> int:
         return self.values[f"{name}_LO"] | self.values[f"{name}_HI"] << 32
