@@ -16,12 +16,11 @@ from m890.firmware.models.reference import ReferenceBackend
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
 from m890.sim.bench.registry import BenchContext, BenchError, Item
-from m890.sim.devices import KINDS, open_device
+from m890.sim.devices import open_device
 
 OPTIONS = {
-    "device": f"what runs beside the float reference: {', '.join(KINDS)} or both (both)",
-    "tasks": "held-out tasks on the model device (500)",
-    "rtl_tasks": "held-out tasks on the RTL, the first ones of the same (50)",
+    "model": "held-out tasks on the model device (500); 0 leaves it out",
+    "rtl": "held-out tasks on the RTL, the first ones of the same (50); 0 leaves it out",
     "format": "KV format (fp16)",
     "chunk": "most tokens of an agent in one step (64)",
 }
@@ -30,17 +29,13 @@ SCRATCH = 32 << 20
 
 def run(context: BenchContext) -> list[Item]:
     """Share solved by the float reference, and agreement of each device with it."""
-    chosen = context.option("device", "both")
-    if chosen not in (*KINDS, "both"):
-        raise BenchError(f"no device {chosen!r}: there are {', '.join(KINDS)} and both")
     text, name = context.option("format", "fp16"), context.preset or "small"
     if text.upper() not in Format.__members__:
         raise BenchError(f"no format {text!r}: there are {', '.join(Format.__members__).lower()}")
-    counts = {"model": context.option("tasks", 500), "rtl": context.option("rtl_tasks", 50)}
-    if chosen != "both":
-        counts = {chosen: counts[chosen]}
-    if min(counts.values()) < 1:
-        raise BenchError("there must be a task at least")
+    counts = {"model": context.option("model", 500), "rtl": context.option("rtl", 50)}
+    counts = {kind: count for kind, count in counts.items() if count > 0}
+    if not counts:
+        raise BenchError("the options model and rtl are both 0: there must be a task at least")
     decoder, chunk = load_agent(), context.option("chunk", 64)
     groups = held_out(max(counts.values()), context.seed)
     context.progress.say(f"{max(counts.values())} tasks on the float reference")
