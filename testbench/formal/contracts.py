@@ -1,11 +1,13 @@
 """Parts of proofs: rules of streams, counting, following one payload out of many."""
 
+from collections.abc import Callable
 from typing import Any
 
 from amaranth.hdl import Assert, Assume, Module, Mux, Signal, Value
 
 COUNT = 5
 """Bits of the counters of proofs: no proof runs for more than 31 cycles."""
+FALLS, STAYS = "valid does not fall", "the payload stays"
 
 
 def keeps_rules(
@@ -14,15 +16,18 @@ def keeps_rules(
     ready: Value,
     payload: Value,
     what: str,
-    check: type[Assert] | type[Assume] = Assert,
+    check: Callable[..., Any] = Assert,
 ) -> None:
-    """valid never falls and the payload never changes before the transfer."""
+    """valid never falls and the payload never changes before the transfer.
+
+    The messages do not say `what`: a proof names assertions by the line they are written in.
+    """
     waiting, held = Signal(name=f"{what}_waiting"), Signal(len(payload), name=f"{what}_held")
     m.d.sync += [waiting.eq(valid & ~ready), held.eq(payload)]
     with m.If(waiting):
         m.d.comb += [
-            check(valid, f"{what}: valid does not fall"),
-            check(payload == held, f"{what}: the payload stays"),
+            check(valid, FALLS),
+            check(payload == held, STAYS),
         ]
 
 

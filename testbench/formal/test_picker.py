@@ -39,7 +39,7 @@ class Contract(wiring.Component):
         pending = Signal(count)
         m.d.sync += pending.eq(request & ~grant)
         m.d.comb += [
-            Assume((request & pending) == pending),
+            Assume((request & pending) == pending, "who asks keeps asking"),
             Assert(
                 (grant & ~request == 0)
                 & (grant & (grant - 1) == 0)

@@ -9,7 +9,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
 from m890.hdl.memory.queue import Queue
-from m890.testbench.formal.contracts import COUNT, catch, count, keeps_rules
+from m890.testbench.formal.contracts import COUNT, FALLS, STAYS, catch, count, keeps_rules
 from m890.testbench.formal_runner import prove
 
 pytestmark = pytest.mark.formal
@@ -17,8 +17,8 @@ WIDTH = 2
 FAULTS = {
     "order": "the n-th payload that enters is the n-th that leaves",
     "late": "a stored payload is offered in time",
-    "payload": "out: the payload stays",
-    "valid": "out: valid does not fall",
+    "payload": STAYS,
+    "valid": FALLS,
     "level": "level counts what is stored",
 }
 """Faults that a proof must find, and the assertion that each breaks."""
