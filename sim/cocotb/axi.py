@@ -1,4 +1,4 @@
-"""In the simulation: cocotbext-axi's memory and register master, with random pauses."""
+"""In the simulation: cocotbext-axi's memory and register master, with random pauses and rules."""
 
 import itertools
 import logging
@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
 
 
@@ -37,6 +38,25 @@ def register_master(
     _pause(master.write_if, ("aw", "w", "b"), seed, stall)
     _pause(master.read_if, ("ar", "r"), seed, stall)
     return master
+
+
+async def held_offers(dut: Any) -> None:
+    """Until it is taken, what the core offers at its memory port stays as it is."""
+    channels = []
+    for name, fields in (("ar", ("id", "addr", "len")), ("aw", ("id", "addr", "len")),
+                         ("w", ("data", "strb", "last"))):  # fmt: skip
+        handles = [getattr(dut, f"m_axi_{name}{x}") for x in ("valid", "ready", *fields)]
+        channels.append((name, *handles))
+    offers: dict[str, list[int]] = {}
+    edge = RisingEdge(dut.clk)
+    while True:
+        await edge
+        for name, valid, ready, *payload in channels:
+            offered = [int(x.value) for x in payload] if int(valid.value) else []
+            before = offers.pop(name, offered)
+            assert before == offered, f"{name}: an offer was not held: {before}, then {offered}"
+            if offered and not int(ready.value):
+                offers[name] = offered
 
 
 def _quiet(dut: Any) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import cocotb
 import numpy as np
 import pytest
-from cocotb.triggers import RisingEdge
 
 from m890.firmware import errors
 from m890.firmware.device import Device
 from m890.firmware.driver import Driver
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
+from m890.sim.cocotb.axi import held_offers
 from m890.sim.cocotb.device import CocotbDevice
 from m890.sim.cocotb.launch import parameters
 from m890.sim.rtl.cache import core_design
@@ -21,25 +21,6 @@ from m890.testbench.firmware.device_suite import FAR, DeviceSuite
 from m890.testbench.firmware.scene import Scene
 
 MEMORY = {"tiny": 2 << 20, "small": 64 << 20}
-
-
-async def held_offers(dut: Any) -> None:
-    """Until it is taken, what the core offers at its memory port stays as it is."""
-    channels = []
-    for name, fields in (("ar", ("id", "addr", "len")), ("aw", ("id", "addr", "len")),
-                         ("w", ("data", "strb", "last"))):  # fmt: skip
-        handles = [getattr(dut, f"m_axi_{name}{x}") for x in ("valid", "ready", *fields)]
-        channels.append((name, *handles))
-    offers: dict[str, list[int]] = {}
-    edge = RisingEdge(dut.clk)
-    while True:
-        await edge
-        for name, valid, ready, *payload in channels:
-            offered = [int(x.value) for x in payload] if int(valid.value) else []
-            before = offers.pop(name, offered)
-            assert before == offered, f"{name}: an offer was not held: {before}, then {offered}"
-            if offered and not int(ready.value):
-                offers[name] = offered
 
 
 async def with_driver(dut: Any, stall: float, firmware: Callable[[Driver], None]) -> None:
