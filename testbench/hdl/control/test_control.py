@@ -3,6 +3,7 @@
 import itertools
 
 from m890.hdl.commands import Opcode
+from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
 from m890.testbench.hdl.control.machine import Machine
 
@@ -101,3 +102,33 @@ def test_every_command_reaches_its_engine_and_completes(seed):
             "row_mask": asked["row_mask"], "table": SEQUENCE_TABLE + 64, "first": n == 0,
             "last": n == 1, "index": n,
         }  # fmt: skip
+
+
+def test_the_largest_job_of_the_largest_core(seed):
+    config = preset("m890").with_(pages=1, planes=4, sequences=8)
+    machine = Machine(seed, config)
+    table = rows(machine, 64)
+    segments = [segment(start=n, end=64, row_mask=machine.rng.getrandbits(64)) for n in range(64)]
+    job = attend(
+        plane=1, rows=64, segments=64, query=0x5000, query_stride=128, output=0x8000,
+        output_stride=128,
+    )  # fmt: skip
+
+    async def test(machine):
+        await machine.start()
+        stride = 128 * (2 * 64 + 2)
+        fields = {"plane": 1, "format": Format.INT8, "head": 1, "base": 0xB000, "stride": stride}
+        assert (await machine.perform(Opcode.PLANE, **fields))["error"] == 0
+        fields = {"sequence": 2, "table": SEQUENCE_TABLE, "capacity": 64}
+        assert (await machine.perform(Opcode.SEQUENCE, **fields))["error"] == 0
+        machine.tables(TABLES, table, segments)
+        assert (await machine.perform(Opcode.ATTEND, **job))["error"] == 0
+
+    machine.run(test)
+    (seen,) = machine.jobs
+    assert [s["row_mask"] for s in seen.segments] == [s["row_mask"] for s in segments]
+    assert [s["index"] for s in seen.segments] == list(range(64))
+    for r, row in enumerate(table):
+        assert seen.rows[r] == {"valid": 1, "slot": 0, "row": r, **row}
+        at = 0x5000 + 128 * r
+        assert seen.queries[r, 0] == int.from_bytes(machine.memory[at : at + 128], "little")
