@@ -14,7 +14,8 @@ from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
 MOODS = 50
-"""Cycles after which a sink chooses between taking at random and waiting for valid first."""
+"""Cycles after which a sink chooses between taking at random and waiting for valid first; while it
+waits, only those with an offer count."""
 
 
 class Agent(Protocol):
@@ -179,7 +180,8 @@ class StreamSink:
         self._offer = offer
         if not self._mood:
             self._mood, self._shy = MOODS, bool(self._stall) and self._chance.random() < 0.5
-        self._mood -= 1
+        if not self._shy or offer is not None:
+            self._mood -= 1
         ready = (not self._shy or offer is not None) and self._chance.random() >= self._stall
         if ready != self._is_ready:
             self._is_ready = ready
