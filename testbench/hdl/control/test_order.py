@@ -159,6 +159,33 @@ def test_a_command_waits_for_what_is_in_flight(seed, kind):
     machine.run(test)
 
 
+@pytest.mark.parametrize("number, sequence", [(3, 2), (4, 2), (3, 5)])
+def test_a_job_waits_for_appends_to_what_it_reads(seed, number, sequence):
+    machine = Machine(seed)
+
+    async def test(machine):
+        await machine.start()
+        for n in (3, 4):
+            await machine.perform(Opcode.PLANE, **plane(machine, n))
+        for s in (2, 5):
+            fields = {"sequence": s, "table": SEQUENCE_TABLE, "capacity": 64}
+            await machine.perform(Opcode.SEQUENCE, **fields)
+        machine.tables(TABLES, rows(machine), [segment(sequence=sequence)] * 2)
+        machine.hold = True
+        append = {"sequence": 2, "start": 1, "tokens": 2, "k": QUERY, "v": OUTPUT}
+        await machine.submit(Opcode.APPEND, plane=3, source_stride=0x20, **append)
+        await machine.submit(Opcode.ATTEND, **attend(plane=number))
+        await machine.tick(500)
+        assert len(machine.appends) == 1
+        assert len(machine.jobs) == (0 if (number, sequence) == (3, 2) else 1)
+        machine.hold = False
+        for _ in range(2):
+            assert (await machine.next())["error"] == 0
+
+    machine.run(test)
+    assert len(machine.jobs) == 1
+
+
 def test_no_more_than_four_jobs_and_their_tables_are_in_flight(seed):
     machine = Machine(seed, ring=16)
 
