@@ -5,7 +5,7 @@ seeds and rows, because single seeds scatter by two. The golden model's arithmet
 All kernels write FP16, as FlashAttention does. FP16 gets a larger pool: its ratio to
 FlashAttention-2 scatters by 0.067 over 16 seeds x 64 rows and by 0.014 over 48 x 512, as a few rows
 with outliers carry most of the error and the two round their queries independently
-(docs/decisions/fp16-error.md).
+(docs/decisions/0008-fp16-error.md).
 """
 
 from collections.abc import Callable
