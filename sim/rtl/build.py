@@ -22,6 +22,8 @@ from m890.sim import toolchain
 
 HARNESS = Path(__file__).resolve().parent / "harness"
 LIBRARY = "device.so"
+WAVES = "-waves"
+"""What the folder's name of a library that records waves ends with."""
 OPTIMISE = "-O2"
 """For code that runs every cycle; what runs once is compiled with -O0."""
 VERILATE = (
@@ -57,16 +59,22 @@ def build(
 ) -> Build:
     """The shared library of a design, from the cache where it is there.
 
-    `trace` compiles waves in. Several processes may build the same design at once: each works in
-    its own folder, and the first to finish is kept. Raises `BuildError` and `ToolMissing`.
+    `trace` compiles waves in: twice the time to build, none to run while they are off. Several
+    processes may build the same design at once: each works in its own folder, and the first to
+    finish is kept. Raises `BuildError` and `ToolMissing`.
     """
     compiler = _Compiler(optimise)
-    options = [*VERILATE, *verilate, *(["--trace-fst"] if trace else [])]
+    options = [*VERILATE, *verilate]
     parts = [design.text, *(p.read_text() for p in sorted(HARNESS.iterdir())), repr(options)]
-    key = _hash(*parts, compiler.identity, str(trace))
+    key = _hash(*parts, compiler.identity)
     folder = toolchain.cache_folder() / "builds" / f"{design.name}-{design.config.name}-{key}"
-    if (folder / LIBRARY).exists():
-        return Build(folder / LIBRARY, True)
+    # Waves cost nothing while they are off, so a library that can record them serves both wishes.
+    for found in (folder.with_name(folder.name + WAVES), *([] if trace else [folder])):
+        if (found / LIBRARY).exists():
+            return Build(found / LIBRARY, True)
+    if trace:
+        folder = folder.with_name(folder.name + WAVES)
+        options.append("--trace-fst")
     say = say or _say
     say(f"building the {design.config.name} simulator{' with waves' if trace else ''} (once) ...")
     started = time.perf_counter()

@@ -20,6 +20,8 @@ PAGE = 4096
 """Memory is whole pages of the host, aligned, so that bursts never leave it half way."""
 PATIENCE = 200_000
 """Cycles without any movement at the memory port after which a wait is hopeless."""
+READ_LAG = 9
+"""Cycles from the moment whose count CYCLES shows until both its words have been read."""
 FOREVER = 1 << 62
 _REASONS = ("cycles", "interrupt", "stuck", "breach")
 
@@ -146,11 +148,19 @@ class RtlDevice:
             values[name] = low | self.read(ADDRESS[f"{name}_HI"]) << 32
         return values
 
-    def start_waves(self, path: str | Path) -> None:
-        """Record every signal into an FST file from now on. One nanosecond is one cycle."""
+    def start_waves(self, path: str | Path, first: int = 0, last: int | None = None) -> None:
+        """Record every signal into an FST file, from cycle `first` until before cycle `last`.
+
+        Cycles are those of `cycle`; one nanosecond of the file is one cycle. The recording ends
+        with `stop_waves` or `close` at the latest.
+        """
         if not self._waves:
             raise ValueError("this device records no waves: make it with waves=True")
-        if self._library.m890_waves_start(self._open(), str(path).encode()):
+        end = FOREVER if last is None else last
+        if end <= max(first, self.cycle):
+            raise ValueError(f"the window from cycle {first} to {last} is empty or over")
+        Path(path).open("wb").close()  # Verilator does not say that it cannot write
+        if self._library.m890_waves_start(self._open(), str(path).encode(), first, end):
             raise OSError(None, "cannot be written", str(path))
 
     def stop_waves(self) -> None:
@@ -165,6 +175,11 @@ class RtlDevice:
             yield
         finally:
             self.stop_waves()
+
+    def counter_offset(self) -> int:
+        """What to add to a cycle of a completion (the core's counter) to get one of `cycle`."""
+        count = self.read(ADDRESS["CYCLES_LO"]) | self.read(ADDRESS["CYCLES_HI"]) << 32
+        return self.cycle - count - READ_LAG
 
     def close(self) -> None:
         """Ends the simulation and the recording; safe to call twice."""
@@ -217,9 +232,8 @@ def _load(path: Path) -> ctypes.CDLL:
         ("read", signed, handle, word, ctypes.POINTER(word)),
         ("cycle", long, handle),
         ("breach", ctypes.c_char_p, handle),
-        ("waves_start", signed, handle, ctypes.c_char_p),
+        ("waves_start", signed, handle, ctypes.c_char_p, long, long),
         ("waves_stop", None, handle),
-        ("waves_flush", None, handle),
     ):
         function = getattr(library, f"m890_{name}")
         function.restype, function.argtypes = result, arguments

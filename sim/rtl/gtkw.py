@@ -17,6 +17,12 @@ from m890.sim.rtl.float_filter import write_filter
 
 TICKS = 10
 """Time units of the FST per cycle."""
+SCALE = 100
+"""Picoseconds, in which GTKWave counts, per time unit of the FST."""
+ZOOM = -14.5
+"""About 130 cycles in a window of usual size."""
+MARKERS = len(string.ascii_lowercase)
+"""Markers that GTKWave has."""
 BLOCKS = {
     "control": ("Control",),
     "kv": ("KvPath",),
@@ -55,16 +61,17 @@ def write(
     fst = fst.resolve()
     path = fst.with_suffix(".gtkw")
     filters = _Filters(fst.with_suffix(".filters"))
-    marks = list(markers)[: len(string.ascii_lowercase)]
+    marks = list(markers)[:MARKERS]
     with path.open("w", encoding="utf-8") as file:
         save = GTKWSave(file)
         save.comment("Written by m890. One nanosecond is one clock cycle.")
         save.dumpfile(str(fst))
         save.savefile(str(path))
-        save.timestart(TICKS * start)
-        times = (TICKS * cycle for _, cycle in marks)
+        save.timestart(SCALE * TICKS * start)
+        times = (SCALE * TICKS * cycle for _, cycle in marks)
         letters: Any = dict(zip(string.ascii_lowercase, times, strict=False))
-        save.zoom_markers(-6.0, TICKS * (marks[0][1] if marks else start), **letters)
+        first = marks[0][1] if marks else start
+        save.zoom_markers(ZOOM, SCALE * TICKS * first, **letters)
         for letter, (name, _) in zip(string.ascii_uppercase, marks, strict=False):
             file.write(f"[markername] {letter}{name}\n")
         save.size(1600, 1000)

@@ -122,9 +122,12 @@ class Device {
         return -1;
     }
 
-    int32_t waves_start(const char* path) {
+    // Record the cycles from `first` up to, not including, `last`.
+    int32_t waves_start(const char* path, uint64_t first, uint64_t last) {
 #if VM_TRACE
         waves_stop();
+        first_ = first;
+        last_ = last;
         // Time in tenths of a nanosecond: a cycle is one nanosecond on the axis.
         waves_.reset(new VerilatedFstC);
         waves_->set_time_unit("100ps");
@@ -134,6 +137,8 @@ class Device {
         return waves_->isOpen() ? 0 : -1;
 #else
         (void)path;
+        (void)first;
+        (void)last;
         return -2;
 #endif
     }
@@ -144,12 +149,6 @@ class Device {
             waves_->close();
             waves_.reset();
         }
-#endif
-    }
-
-    void waves_flush() {
-#if VM_TRACE
-        if (waves_) waves_->flush();
 #endif
     }
 
@@ -188,7 +187,8 @@ class Device {
         core_->eval();
         apply();
 #if VM_TRACE
-        if (waves_) {  // inputs change with the edge, as they do in hardware
+        const bool shown = waves_ && cycle_ >= first_;
+        if (shown) {  // inputs change with the edge, as they do in hardware
             core_->eval();
             waves_->dump(10 * cycle_);
         }
@@ -196,7 +196,10 @@ class Device {
         core_->clk = 0;
         core_->eval();
 #if VM_TRACE
-        if (waves_) waves_->dump(10 * cycle_ + 5);
+        if (shown) {
+            waves_->dump(10 * cycle_ + 5);
+            if (cycle_ + 1 >= last_) waves_stop();
+        }
 #endif
         ++cycle_;
     }
@@ -223,6 +226,7 @@ class Device {
     std::unique_ptr<m890::Checker> checker_;
 #if VM_TRACE
     std::unique_ptr<VerilatedFstC> waves_;
+    uint64_t first_ = 0, last_ = 0;  // cycles that are recorded
 #endif
     m890::AxiRequest request_ = {};
     m890::AxiResponse response_ = {};
@@ -247,8 +251,7 @@ EXPORT int32_t m890_read(void* device, uint32_t address, uint32_t* value) {
 }
 EXPORT uint64_t m890_cycle(void* device) { return static_cast<Device*>(device)->cycle(); }
 EXPORT const char* m890_breach(void* device) { return static_cast<Device*>(device)->breach(); }
-EXPORT int32_t m890_waves_start(void* device, const char* path) {
-    return static_cast<Device*>(device)->waves_start(path);
+EXPORT int32_t m890_waves_start(void* device, const char* path, uint64_t first, uint64_t last) {
+    return static_cast<Device*>(device)->waves_start(path, first, last);
 }
 EXPORT void m890_waves_stop(void* device) { static_cast<Device*>(device)->waves_stop(); }
-EXPORT void m890_waves_flush(void* device) { static_cast<Device*>(device)->waves_flush(); }

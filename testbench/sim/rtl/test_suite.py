@@ -30,7 +30,5 @@ class TestTinyStalled(DeviceSuite):
     @pytest.fixture(scope="class")
     @classmethod
     def device(cls) -> Iterator[Device]:
-        with RtlDevice(
-            preset("tiny"), memory_bytes=MEMORY, latency=3, stall=0.4, seed=2
-        ) as device:
+        with RtlDevice(preset("tiny"), memory_bytes=MEMORY, latency=3, stall=0.4, seed=2) as device:
             yield device
