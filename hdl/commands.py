@@ -53,7 +53,7 @@ class Status(IntEnum):
 
     OVERFLOW = 0  # a score or raw exponent above the wide range was saturated
     UNDERFLOW = 1  # a score or raw exponent below the wide range became zero
-    INVALID = 2  # NaN or Inf in visible data: the rows concerned output NaN
+    INVALID = 2  # NaN or Inf in visible data: an output row holds NaN
     QUANTISE = 3  # an appended value was not finite or beyond its format, and was saturated
 
 

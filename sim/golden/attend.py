@@ -174,6 +174,8 @@ class _State:
         """Folds l, divides, and gives the result its batch dimensions back."""
         total = output.sum_slots(self.l)
         rows, head = self.o.shape[-2:]
+        lost = np.isnan(total.sig) | ((total.sig != 0) & np.isnan(self.o.sig).any(-1))
+        self.status |= lost.any(-1).astype(np.int64) << Status.INVALID
         status = self.status.reshape(batch)
         if self.job.output_format is OutputFormat.RAW:
             e, l_value, o = output.raw(total, self.o)
@@ -205,7 +207,6 @@ class _State:
         events = (
             (Status.OVERFLOW, power.overflow),
             (Status.UNDERFLOW, power.underflow),
-            (Status.INVALID, power.invalid),
         )
         for bit, where in events:
             if where.any():

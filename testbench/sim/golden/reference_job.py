@@ -32,6 +32,8 @@ def attend(job: Job) -> tuple[Any, int]:
             else:
                 _stream(job, segment, r, query, slots, o, status)
         total = ref.sum_slots(slots)
+        if total is None or (total != 0 and None in o):
+            status.add(Status.INVALID)
         if job.output_format is OutputFormat.RAW:
             out.append(ref.raw(total, o))
         else:
@@ -40,7 +42,7 @@ def attend(job: Job) -> tuple[Any, int]:
 
 
 def _note(status: set[Status], event: str) -> None:
-    if event:
+    if event and event != "invalid":  # NaN is judged by what comes out
         status.add(Status[event.upper()])
 
 
