@@ -10,6 +10,7 @@ from typing import Any
 from vcd.gtkw import GTKWSave
 
 from m890.hdl.commands import Error, Opcode, SegmentKind
+from m890.hdl.kv.items import ItemKind
 from m890.hdl.numerics.formats import Format, OutputFormat
 from m890.hdl.registers import Stall
 from m890.hdl.verilog import ModuleInfo, VerilogDesign
@@ -40,6 +41,7 @@ PINS = {
 _NAMES: tuple[tuple[str, int, type[IntEnum]], ...] = (
     (r"opcode$", 8, Opcode),
     (r"(^|_)error(_code)?$", 8, Error),
+    (r"item(__payload)?(\.|__|_)kind$", 2, ItemKind),
     (r"(^|_)kind$", 2, SegmentKind),
     (r"(^|_)(cause|stall)$", 3, Stall),
     (r"output_format$", 2, OutputFormat),
