@@ -17,7 +17,8 @@ from m890.sim.cocotb.device import CocotbDevice
 from m890.sim.cocotb.launch import parameters
 from m890.sim.rtl.cache import core_design
 from m890.testbench.cocotb.runner import Bench, config, seed
-from m890.testbench.firmware.device_suite import FAR, DeviceSuite
+from m890.testbench.firmware.bad_input import FAR
+from m890.testbench.firmware.device_suite import DeviceSuite
 from m890.testbench.firmware.scene import Scene
 
 MEMORY = {"tiny": 2 << 20, "small": 64 << 20}

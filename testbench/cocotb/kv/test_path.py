@@ -95,7 +95,7 @@ async def random_jobs(dut: Any, where: str) -> None:
     bench = CocotbBench(c, image, jobs)
     clocked = bench.attach(dut, STALLS[where])
     await clocked.start(seen=0)
-    await clocked.until(bench.done, 30000, after=60)
+    await clocked.until(bench.done, 12000, after=60)
     bench.compare()
     assert bench.bus_errors == []
     ends = [item for item in bench.got.item if item["kind"] == ItemKind.END]
