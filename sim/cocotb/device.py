@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from m890.firmware.errors import DeviceTimeout, FirmwareError
 from m890.hdl.config import CoreConfig
 from m890.sim.cocotb.axi import axi_memory, register_master
+from m890.sim.cocotb.launch import watch
 
 T = TypeVar("T")
 PERIOD = 2
@@ -56,6 +57,7 @@ class CocotbDevice:
 
     async def start(self) -> None:
         """Starts the clock and resets the core."""
+        watch()
         self._dut.rst.value = 1
         Clock(self._dut.clk, PERIOD, "ns", impl="gpi").start(start_high=False)
         await ClockCycles(self._dut.clk, 4)

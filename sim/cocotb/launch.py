@@ -1,6 +1,7 @@
 """Runs cocotb modules on a built simulation and reads what came out."""
 
 import contextlib
+import faulthandler
 import json
 import logging
 import os
@@ -17,6 +18,8 @@ from m890.sim.cocotb.build import build
 
 ENVIRONMENT = "M890_COCOTB"
 """Variable that carries the parameters of a run into the simulation, as JSON."""
+PATIENCE = 900
+"""Seconds after which a simulation that hangs ends itself."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,14 @@ def launch(
 def parameters() -> dict[str, Any]:
     """In the simulation: the parameters that `launch` was given."""
     return json.loads(os.environ.get(ENVIRONMENT, "{}"))
+
+
+def watch() -> None:
+    """In the simulation: ends it, with where Python stands, if a test takes longer than PATIENCE.
+
+    No trigger could do that where the simulator itself hangs, in a combinational loop for one.
+    """
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
 
 
 def _outcomes(results: Path, log: Path) -> list[Outcome]:

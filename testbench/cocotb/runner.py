@@ -72,8 +72,9 @@ class Bench:
 
     def _repeat(self) -> str:
         seed = "" if self._base_seed is None else f" --seed {self._base_seed}"
-        words = f"{Path(self._node.path).stem} and {self._node.name.replace('[', ' and ')[:-1]}"
-        return f'make test PYTEST_ARGS="-k \'{words.replace("-", " and ")}\'{seed}"'
+        name, _, parameter = self._node.name.rstrip("]").partition("[")
+        words = [Path(self._node.path).stem, name, *parameter.split("-")]
+        return f'make test PYTEST_ARGS="-k \'{" and ".join(dict.fromkeys(words))}\'{seed}"'
 
 
 def on_both_simulators(function: Callable) -> Callable:

@@ -13,6 +13,8 @@ from amaranth.lib import data
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
+from m890.sim.cocotb.launch import watch
+
 MOODS = 50
 """Cycles after which a sink chooses between taking at random and waiting for valid first; while it
 waits, only those with an offer count."""
@@ -47,6 +49,7 @@ class Clocked:
 
     async def start(self, **inputs: int) -> None:
         """Starts the clock and resets; `inputs` are levels of ports that no agent drives."""
+        watch()
         for name, value in inputs.items():
             getattr(self.dut, name).value = value
         self.dut.rst.value = 1
