@@ -5,7 +5,8 @@ A context is plain text, one token per character:
     #...        system prompt (several lines; shared by all agents of a batch)
     ?...        the user's request
     @...        the model's plan: the clauses of the request in the order in which it will do them
-    ~...        the model's thought before a step: the running total and the clause in hand
+    ~...        the model's thought before a step: the running total, the clause in hand and
+                what the system prompt says of it
     !NAME ARG   a tool call by the model
     =...        the tool's result
     $...        the model's answer; ends the task
@@ -22,7 +23,10 @@ SYSTEM, REQUEST, PLAN, THINK, CALL, RESULT, ANSWER, END = "#?@~!=$\n"
 OWN = PLAN + THINK + CALL + ANSWER
 """Tags of the lines that the model itself writes."""
 
-ALPHABET = "\n #?@~!=$,;:.*+->%0123456789abcdefghijklmnopqrstuvwxyz"
+CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Capital letters stand before numbers that have a name: prices, rates, fees, cards."""
+
+ALPHABET = "\n #?@~!=$,;:.*+->%0123456789abcdefghijklmnopqrstuvwxyz" + CODES
 """Every character that a context may hold; its index is the token."""
 
 TOKENIZER = CharTokenizer(ALPHABET)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from m890.firmware.agents.protocol import ANSWER, CALL, PLAN, RESULT, THINK, Message
 from m890.firmware.agents.tools import Toolbox
-from m890.firmware.agents.world import CLAUSES, World, make_world
+from m890.firmware.agents.world import CLAUSES, CUT, OVER, TAX, World, code, make_world
 
 OPENERS = ("buy", "get", "want", "need")
 WORDINGS: dict[str, tuple[str, str]] = {
@@ -77,19 +77,34 @@ def _hash(text: str) -> int:
 
 
 def reserved_sequence(sequence: tuple[str, ...]) -> bool:
-    """Whether a list of tools is kept out of training: one in five, of four calls or more."""
-    return len(sequence) >= 4 and _hash(" ".join(sequence)) % 5 == 0
+    """Whether a list of tools is kept out of training: one in five of those of four calls or more.
+
+    Lists of calculations only are trained: they differ in nothing but their length.
+    """
+    return len(sequence) >= 4 and len(set(sequence)) > 1 and _hash(" ".join(sequence)) % 5 == 0
 
 
 def reserved_template(template: str) -> bool:
-    """Whether a template is kept out of training: one in four."""
-    return _hash(template) % 4 == 0
+    """Whether a template is kept out of training: one in four, of those with any clause."""
+    return len(template.split()) > 2 and _hash(template) % 4 == 0
 
 
 def plan(world: World, clauses: list[Clause]) -> list[Clause]:
     """Order clauses as the system prompt dictates: items as named, rules by rank, booking last."""
     rank = {"item": -1, "book": len(CLAUSES)} | {kind: i for i, kind in enumerate(world.order)}
     return sorted(clauses, key=lambda clause: rank[clause.kind])
+
+
+def recall(world: World, clause: Clause) -> str:
+    """A clause with what the system prompt says of it: a price, a rate or a threshold."""
+    if clause.kind == "item":
+        return f"{clause} {code(clause.argument)}{world.prices[clause.argument]}"
+    if clause.kind == "tax":
+        return f"{clause} {TAX}{world.tax}"
+    if clause.kind == "deal":
+        cut, over = world.deal
+        return f"{clause} {CUT}{cut} over {OVER}{over}"
+    return str(clause)
 
 
 def solve(world: World, clauses: list[Clause]) -> tuple[list[Message], list[str], int]:
@@ -109,7 +124,8 @@ def solve(world: World, clauses: list[Clause]) -> tuple[list[Message], list[str]
     ordered = plan(world, clauses)
     out.append(Message(PLAN, ",".join(map(str, ordered))))
     for index, clause in enumerate(ordered):
-        out.append(Message(THINK, f"{total} {clause}" if index else str(clause)))
+        recalled = recall(world, clause)
+        out.append(Message(THINK, f"{total} {recalled}" if index else recalled))
         if clause.kind == "item":
             product = f"{clause.count}*{world.prices[clause.argument]}"
             total = int(call("calc", f"{total}+{product}" if index else product))

@@ -14,26 +14,40 @@ import math
 import random
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn import functional as F
 
-from m890.firmware.agents.protocol import PLAN, REQUEST, SYSTEM, TOKENIZER, Message
-from m890.firmware.agents.tasks import MAX_CALLS, MIN_CALLS, tasks
-from m890.firmware.agents.world import make_world, random_names
-from m890.firmware.models.checkpoint import save_weights
+from m890.firmware.agents.protocol import END, PLAN, REQUEST, SYSTEM, THINK, TOKENIZER, Message
+from m890.firmware.agents.tasks import MAX_CALLS, MIN_CALLS, Task, tasks
+from m890.firmware.agents.world import code, make_world, random_names
+from m890.firmware.models.checkpoint import load_weights, save_weights
 from m890.firmware.models.llama import Config
 
 AGENT = Config(
-    width=128, hidden=384, layers=4, heads=8, kv_heads=2, vocabulary=len(TOKENIZER), limit=1024
+    width=128,
+    hidden=384,
+    layers=4,
+    heads=8,
+    kv_heads=2,
+    vocabulary=len(TOKENIZER),
+    limit=1024,
+    # the base of Llama 3: of a head's 16 features, 8 instead of 5 keep their phase over a whole
+    # context, and only those can match a name with its place in the price list
+    rope_base=500_000.0,
 )
 
 
-Group = tuple[str, list[list[Message]]]
-"""A shared prompt and, per task, the messages that follow it."""
+Body = list[tuple[str, bool]]
+"""What follows a prompt: pieces of text, and whether the model is to learn to write them."""
+
+Group = tuple[str, list[Body]]
+"""A shared prompt and the bodies that follow it, one per task."""
 
 
 class Batch:
@@ -46,12 +60,12 @@ class Batch:
     def __init__(self, groups: list[Group]) -> None:
         prompts = [TOKENIZER.encode(prompt) for prompt, _ in groups]
         rows: list[tuple[list[int], list[int]]] = []
-        for messages in (messages for _, bodies in groups for messages in bodies):
+        for body in (body for _, bodies in groups for body in bodies):
             tokens: list[int] = []
             own: list[bool] = []
-            for message in messages:
-                tokens += TOKENIZER.encode(str(message))
-                own += [message.own] * len(str(message))
+            for text, learn in body:
+                tokens += TOKENIZER.encode(text)
+                own += [learn] * len(text)
             # a tag opens the model's line: predicting it is the model's decision too
             rows.append(
                 (tokens[:-1], [t if o else -1 for t, o in zip(tokens[1:], own[1:], strict=True)])
@@ -210,6 +224,11 @@ class Model(nn.Module):
         target = plan.target[own]
         return F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean()
 
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take weights as ``export`` gives them."""
+        for name, value in self.state_dict().items():
+            value.copy_(torch.from_numpy(weights[name.removesuffix(".weight")]))
+
     def export(self) -> dict[str, np.ndarray]:
         """Weights by the names of ``llama.Weights``, matrices as [outputs, inputs]."""
         return {
@@ -228,13 +247,13 @@ def drills(rng: random.Random, worlds: int, per_world: int) -> Batch:
         count = rng.randint(2, 6)
         pairs = [f"{name} {rng.randint(2, 99)}" for name in random_names(rng, count)]
         prompt = str(Message(SYSTEM, ",".join(pairs)))
-        bodies: list[list[Message]] = []
+        bodies: list[Body] = []
         for _ in range(per_world):
-            lines = [Message(REQUEST, "")]
+            lines: Body = [(str(Message(REQUEST, "")), False)]
             for _ in range(2):
                 if rng.random() < 0.5:
                     rng.shuffle(pairs)
-                lines.append(Message(PLAN, ",".join(pairs)))
+                lines.append((str(Message(PLAN, ",".join(pairs))), True))
             bodies.append(lines)
         groups.append((prompt, bodies))
     return Batch(groups)
@@ -247,7 +266,36 @@ def draw(rng: random.Random, worlds: int, per_world: int, max_calls: int) -> Bat
         world = make_world(rng, held=False, items=rng.randint(4, 10))
         stream = tasks(rng.getrandbits(48), held=False, world=world, max_calls=max_calls)
         chosen = [next(stream) for _ in range(per_world)]
-        bodies = [[Message(REQUEST, task.request), *task.transcript] for task in chosen]
+        groups.append((world.prompt(), [_body(task, len(task.transcript)) for task in chosen]))
+    return Batch(groups)
+
+
+def _body(task: Task, messages: int) -> Body:
+    """A request and the first ``messages`` messages of its solution."""
+    lines = (Message(REQUEST, task.request), *task.transcript[:messages])
+    return [(str(line), line.own) for line in lines]
+
+
+def exercises(rng: random.Random, worlds: int, per_world: int) -> Batch:
+    """What is rare in whole tasks, many times over: recalling prices, and ordering plans.
+
+    Half the bodies name every item of the price list and learn only its price, the others are a
+    request with its plan. Ten times as many of both per token as whole tasks have.
+    """
+    groups: list[Group] = []
+    for _ in range(worlds):
+        world = make_world(rng, held=False, items=rng.randint(6, 10))
+        stream = tasks(rng.getrandbits(48), held=False, world=world)
+        bodies: list[Body] = []
+        for index in range(per_world):
+            body = _body(next(stream), 1)
+            if index % 2 == 0:
+                body = body[:1]
+                for item in rng.sample(list(world.prices), len(world.prices)):
+                    total = rng.randint(20, 2000)
+                    body.append((f"{THINK}{total} {rng.randint(2, 9)} {item} ", False))
+                    body.append((f"{code(item)}{world.prices[item]}{END}", True))
+            bodies.append(body)
         groups.append((world.prompt(), bodies))
     return Batch(groups)
 
@@ -266,7 +314,7 @@ def optimisers(model: Model, rate: float) -> list[torch.optim.Optimizer]:
 
 
 class Curriculum:
-    """Copying drills, then tasks of three calls, then all tasks.
+    """Copying drills, then tasks of three calls, then all tasks; exercises between the tasks.
 
     A phase ends when the share of wrong tokens over its last 50 steps falls below its bound.
     """
@@ -279,12 +327,16 @@ class Curriculum:
         self.phase = 0
         self._rng = random.Random(seed)
         self._wrong: list[float] = []
+        self._step = 0
 
     def next(self) -> Batch:
         """The batch of the next step."""
         if self.phase == 0:
             return drills(self._rng, 3, 2)
-        return draw(self._rng, 3, 2 + self.phase, self.CALLS[self.phase])
+        self._step += 1
+        if self._step % 3 == 0:
+            return exercises(self._rng, 3, 4)
+        return draw(self._rng, 3, 4, self.CALLS[self.phase])
 
     def note(self, wrong: float) -> None:
         """Take the share of wrong tokens of the last step."""
@@ -310,9 +362,15 @@ def train(rank: int, options: argparse.Namespace) -> None:
         world_size=options.processes,
     )
     model = Model(AGENT)
+    before: dict[str, Any] | None = None
+    if options.start is not None:
+        _, weights, before = load_weights(options.start)
+        model.load(weights)
     parameters = list(model.parameters())
     parts = optimisers(model, options.rate)
     curriculum = Curriculum(options.seed * 1000 + rank)
+    if options.start is not None:
+        curriculum.phase = len(Curriculum.PHASES) - 1
     begin = time.monotonic()
     step, tokens, done, minutes = 0, 0, 0.0, 0.0
     recent: list[tuple[float, float]] = []
@@ -347,6 +405,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
             )
             note = {
                 "seed": options.seed,
+                "start": before,
                 "processes": options.processes,
                 "steps": step,
                 "tokens": tokens,
@@ -379,6 +438,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="stop by then at the latest"
     )
+    parser.add_argument("--start", type=Path, help="weights to go on from, past the drills")
     parser.add_argument("--seed", type=int, default=890)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--processes", type=int, default=2, help="one per processor core")

@@ -21,8 +21,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 """Tool -> the names under which a system prompt may offer it."""
 
 ITEMS = (
-    "pear lamp rope sofa desk fork bowl tent coat boot drum kite vase soap bulb "
-    "chair stool towel spoon knife brush paint glove scarf clock razor cable plate"
+    "pear lamp sofa desk bowl tent coat boot drum vase soap bulb "
+    "chair stool towel spoon brush paint glove scarf clock cable plate "
+    "apron easel hinge iron jeans mixer nails onion quilt wagon"
 ).split()
 TOWNS = (
     "oslo rome bonn kyiv lima bern cork nice pisa turin delhi quito dakar perth osaka minsk".split()
@@ -31,6 +32,10 @@ CLIENTS = (
     "mora finn ivan olga hugo nora emil lena oscar clara jonas maria pedro alice bruno irina"
 ).split()
 HELD_WORDS = frozenset(ITEMS + TOWNS + CLIENTS)
+
+CARD, FEE, TAX, CUT, OVER = "KFXYZ"
+"""Codes before numbers that are no prices; an item's code is the capital of its first letter."""
+_RESERVED = frozenset((CARD + FEE + TAX + CUT + OVER + "R").lower())
 
 _VOWELS, _CONSONANTS = "aeiouy", "bcdfghjklmnpqrstvwxz"
 _SHAPES = (
@@ -46,6 +51,11 @@ _SHAPES = (
     "cvccv",
     "vcvcv",
 )
+
+
+def code(item: str) -> str:
+    """The letter before an item's price."""
+    return item[0].upper()
 
 
 def held_value(value: int) -> bool:
@@ -70,6 +80,19 @@ def random_names(rng: random.Random, count: int, used: set[str] | None = None) -
         if name not in taken and name not in HELD_WORDS:
             taken.add(name)
             names.append(name)
+    return names
+
+
+def _goods(rng: random.Random, count: int, held: bool, used: set[str]) -> list[str]:
+    """``count`` items with different first letters, none of them a code of something else."""
+    goods: dict[str, str] = {}
+    while len(goods) < count:
+        name = rng.choice(ITEMS) if held else random_names(rng, 1, used)[0]
+        if name[0] not in _RESERVED and name not in goods.values():
+            goods.setdefault(name[0], name)
+    used.update(goods.values())
+    names = list(goods.values())
+    rng.shuffle(names)
     return names
 
 
@@ -107,19 +130,19 @@ class World:
     def prompt(self) -> str:
         """The system prompt, about 200 characters; ends with a newline."""
         tools = " ".join(f"{tool}:{self.names[tool]}" for tool in ALIASES)
-        prices = ",".join(f"{item} {price}" for item, price in self.prices.items())
+        prices = ",".join(f"{item} {code(item)}{price}" for item, price in self.prices.items())
         order = " ".join(f"{rank}{clause}" for rank, clause in enumerate(self.order, 1))
         cut, over = self.deal
         return (
-            f"#tools {tools}\n#price {prices}\n#tax {self.tax}%\n"
-            f"#deal {cut}% over {over}\n#order {order}\n"
+            f"#tools {tools}\n#price {prices}\n#tax {TAX}{self.tax}\n"
+            f"#deal {CUT}{cut} over {OVER}{over}\n#order {order}\n"
         )
 
 
 def make_world(rng: random.Random, held: bool, items: int = 10, people: int = 8) -> World:
     """Draw a world with ``items`` prices and ``people`` towns and clients."""
     used: set[str] = {name for names in ALIASES.values() for name in names} | set(CLAUSES)
-    goods = _names(rng, items, ITEMS if held else (), used)
+    goods = _goods(rng, items, held, used)
     towns = _names(rng, people, TOWNS if held else (), used)
     clients = _names(rng, people, CLIENTS if held else (), used)
     notes: list[str] = []
@@ -127,28 +150,28 @@ def make_world(rng: random.Random, held: bool, items: int = 10, people: int = 8)
     cards: dict[str, str] = {}
     credits: dict[str, int] = {}
     for town in towns:
-        fees[town] = _value(rng, 3, 99, held)
+        fees[town] = _value(rng, 11, 98, held)
         zone = rng.randint(1, 9)
         notes.append(
             rng.choice(
-                (f"{town} fee {fees[town]} zone {zone}", f"{town} zone {zone} fee {fees[town]}")
+                (f"{town} {FEE}{fees[town]} zone {zone}", f"{town} zone {zone} {FEE}{fees[town]}")
             )
         )
     for client in clients:
-        card = rng.choice(_CONSONANTS) + str(rng.randint(10, 99))
+        card = CARD + str(rng.randint(10, 99))
         while card in cards.values():
-            card = rng.choice(_CONSONANTS) + str(rng.randint(10, 99))
+            card = CARD + str(rng.randint(10, 99))
         cards[client] = card
         notes.append(rng.choice((f"{client} has card {card}", f"card {card} is of {client}")))
         if rng.random() < 0.75:
-            credits[card] = _value(rng, 3, 99, held)
+            credits[card] = _value(rng, 11, 98, held)
     order = list(CLAUSES)
     rng.shuffle(order)
     rng.shuffle(notes)
     return World(
         prices={item: _value(rng, 11, 98, held) for item in goods},
-        tax=_value(rng, 3, 19, held),
-        deal=(_value(rng, 5, 35, held), _value(rng, 100, 900, held)),
+        tax=_value(rng, 10, 29, held),
+        deal=(_value(rng, 10, 35, held), _value(rng, 100, 900, held)),
         order=tuple(order),
         names={tool: rng.choice(aliases) for tool, aliases in ALIASES.items()},
         notes=tuple(notes),

@@ -78,8 +78,8 @@ def test_held_out_tasks_are_apart_from_training(held: list[Task], trained: list[
         assert not any(map(held_value, [*task.world.prices.values(), task.world.tax]))
 
 
-def test_absent_sequences_occur_in_every_family(held: list[Task]) -> None:
+def test_absent_sequences_occur_in_every_family_with_several_tools(held: list[Task]) -> None:
     families = {task.family for task in held}
     assert len(families) == 8
-    assert {task.family for task in held if task.absent} == families
+    assert {task.family for task in held if task.absent} == families - {"quote"}
     assert not reserved_sequence(("calc", "calc", "calc"))
