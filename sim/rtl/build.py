@@ -56,6 +56,7 @@ def build(
     optimise: str = OPTIMISE,
     verilate: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
+    cache: Path | None = None,
 ) -> Build:
     """The shared library of a design, from the cache where it is there.
 
@@ -67,7 +68,8 @@ def build(
     options = [*VERILATE, *verilate]
     parts = [design.text, *(p.read_text() for p in sorted(HARNESS.iterdir())), repr(options)]
     key = _hash(*parts, compiler.identity)
-    folder = toolchain.cache_folder() / "builds" / f"{design.name}-{design.config.name}-{key}"
+    cache = cache or toolchain.cache_folder()
+    folder = cache / "builds" / f"{design.name}-{design.config.name}-{key}"
     # Waves cost nothing while they are off, so a library that can record them serves both wishes.
     for found in (folder.with_name(folder.name + WAVES), *([] if trace else [folder])):
         if (found / LIBRARY).exists():
@@ -86,7 +88,7 @@ def build(
             [str(program), *options, "--top-module", design.name, "--Mdir", str(work), str(source)]
         )
         verilated = time.perf_counter()
-        runtime = _runtime(compiler, trace)
+        runtime = _runtime(compiler, trace, cache)
         generated = sorted(work.glob("Vcore*.cpp"))
         shutil.copytree(HARNESS, work, dirs_exist_ok=True)
         jobs = [(p, "-O0" if "__Slow" in p.name else optimise) for p in generated]
@@ -154,9 +156,9 @@ class _Compiler:
             return list(pool.map(compile_one, order))
 
 
-def _runtime(compiler: _Compiler, trace: bool) -> list[Path]:
+def _runtime(compiler: _Compiler, trace: bool, cache: Path) -> list[Path]:
     """Verilator's runtime as object files, compiled once."""
-    folder = toolchain.cache_folder() / "runtime" / _hash(compiler.identity, str(trace))
+    folder = cache / "runtime" / _hash(compiler.identity, str(trace))
     names = [*RUNTIME, *(RUNTIME_TRACE if trace else ())]
     if not folder.exists():
         with _workspace(folder) as work:

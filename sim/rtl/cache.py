@@ -13,9 +13,9 @@ from m890.hdl.verilog import VerilogDesign, generate
 from m890.sim import toolchain
 
 
-def core_design(config: CoreConfig) -> VerilogDesign:
+def core_design(config: CoreConfig, cache: Path | None = None) -> VerilogDesign:
     """The core's Verilog, from the cache where configuration and every source are the same."""
-    folder = toolchain.cache_folder() / "designs"
+    folder = (cache or toolchain.cache_folder()) / "designs"
     path = folder / f"{config.name}-{_key(config)}.pickle"
     if path.exists():
         try:
