@@ -72,7 +72,7 @@ def run(context: BenchContext) -> list[Item]:
     items = []
     for workload in chosen:
         context.progress.say(f"{workload.name}: {workload.about}")
-        found = _measure(config, workload, context, head, latency, checked)
+        found = measure(config, workload, context, head, latency, checked)
         _say(context, workload, found)
         facts = {
             "preset": config.name, "device": "rtl", "format": "e4m3", "head": head,
@@ -127,7 +127,7 @@ def _choose(config: CoreConfig, context: BenchContext) -> list[Workload]:
     return chosen
 
 
-def _measure(
+def measure(
     config: CoreConfig, work: Workload, context: BenchContext, head: int, latency: int, checked: int
 ) -> Measured:
     """Lays out pages, runs all jobs under one doorbell, and compares some with golden."""
