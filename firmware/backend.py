@@ -207,12 +207,13 @@ class DeviceBackend:
             buffers.append(output_at := driver.buffer(self.kv_heads * rows * self.head * element))
             appends = self._appends(spans, planes, kv_at, count * source_bytes)
             attends = self._attends(step, planes, query_at, output_at, element)
-            tags = driver.submit_many(np.concatenate([appends, attends]))
+            order = self._order(spans, step.plan)
+            tags = driver.submit_many(np.concatenate([appends, attends])[order])
             done = driver.wait(tags)
             out = self._outputs(step.plan, output_at, count)
         finally:
             driver.free(*buffers)
-        self._account(step, done[len(appends) :], done)
+        self._account(step, done[order >= len(appends)], done)
         return out
 
     def commit(self, spans: Sequence[Span], tokens: Sequence[int] | None = None) -> None:
@@ -323,6 +324,25 @@ class DeviceBackend:
             "output_stride": output_bytes,
         }
         return self.driver.pack("ATTEND", n * made.jobs, values)
+
+    def _order(self, spans: Sequence[Span], made: Plan) -> NDArray[np.int64]:
+        """Order of the APPENDs and ATTENDs, which are numbered one after the other.
+
+        A job follows the appends that it needs at once, so that all but the first ones hide behind
+        jobs: the core starts commands in order, and an ATTEND as soon as its own tokens are there.
+        """
+        span_of = np.repeat(np.arange(len(spans)), [s.count for s in spans])
+        job_of = np.repeat(np.arange(made.jobs), made.rows)
+        needed = np.full(len(spans), made.jobs)
+        np.minimum.at(needed, span_of[made.token], job_of)
+        job = np.concatenate(
+            [np.tile(needed, self.kv_heads), np.tile(np.arange(made.jobs), self.kv_heads)]
+        )
+        head = np.concatenate(
+            [np.repeat(np.arange(self.kv_heads), n) for n in (len(spans), made.jobs)]
+        )
+        kind = np.repeat([0, 1], [self.kv_heads * n for n in (len(spans), made.jobs)])
+        return np.lexsort((kind, job, head))
 
     def _outputs(self, made: Plan, output_at: int, count: int) -> Floats:
         """Outputs in the order of the tokens, [N, H, dh]."""
