@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +12,7 @@ from m890.firmware.driver import Driver
 from m890.firmware.errors import ContextLimit, PoolFull, SequencesFull, ShapeError
 from m890.firmware.kvcache import KvCache
 from m890.firmware.memory_map import PlaneShape, round_up
-from m890.firmware.models.backend import CapacityError, ContextLimitError, Span
+from m890.firmware.models.backend import CapacityError, ContextLimitError, Draft, Span
 from m890.firmware.planner import Plan, Request, plan
 from m890.hdl.numerics.formats import Format, OutputFormat
 
@@ -57,18 +56,12 @@ class Usage:
             setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
 
 
-class Draft(NamedTuple):
-    """A draft tree in a span: per token, which of the span's tokens it sees, and its place."""
-
-    masks: Sequence[int]
-    positions: Sequence[int]
-
-
 @dataclass
 class _Step:
     """A plan with its tables in device memory, for all layers of one step."""
 
     spans: tuple[Span, ...]
+    drafts: tuple[Draft | None, ...] | None
     plan: Plan
     tables: int  # scratch address
     offsets: NDArray[np.int64]
@@ -187,7 +180,7 @@ class DeviceBackend:
         q [N, H, dh], k and v [N, KVH, dh] of all spans' tokens in order -> [N, H, dh]. `drafts`
         names the spans whose tokens are a draft tree; the softmax scale is 1 / sqrt(dh).
         """
-        step = self._prepare(tuple(spans), drafts)
+        step = self._prepare(tuple(spans), None if drafts is None else tuple(drafts))
         driver, count, planes = (
             self.driver,
             len(q),
@@ -232,10 +225,12 @@ class DeviceBackend:
 
     # ------------------------------------------------------------------ inside
 
-    def _prepare(self, spans: tuple[Span, ...], drafts: Sequence[Draft | None] | None) -> _Step:
+    def _prepare(
+        self, spans: tuple[Span, ...], drafts: tuple[Draft | None, ...] | None
+    ) -> _Step:
         """Reserves pages and plans, on the first layer of a step; the others find it done."""
         step = self._step
-        if step is not None and step.spans == spans:
+        if step is not None and (step.spans, step.drafts) == (spans, drafts):
             return step
         self.forget_step()
         for span in spans:
@@ -265,7 +260,7 @@ class DeviceBackend:
             )
         made = plan(self.config, requests, self.group, share=self.share)
         tables, offsets = made.tables(self.config.port_bytes)
-        self._step = _Step(spans, made, self.driver.place(tables), offsets)
+        self._step = _Step(spans, drafts, made, self.driver.place(tables), offsets)
         return self._step
 
     def forget_step(self) -> None:

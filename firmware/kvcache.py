@@ -248,6 +248,8 @@ class KvCache:
         whole, rest = divmod(tokens, self.page_tokens)
         keep = whole + (rest > 0)
         inside = one.path[whole] if len(one.path) > whole and rest else None
+        if tokens == one.length and len(one.pages) == keep:
+            return
         copy: list[int] = []
         if rest and self.pool.references[one.pages[whole]] > 1 + (
             inside is not None and inside.users == 1

@@ -22,6 +22,10 @@ class Request:
     pages: the sequence's block table, covering the new tokens. draft: with it the new tokens are a
     draft tree, at most 32; bit i of draft[j] lets token j see token i (itself included, as a rule),
     and positions[j] is token j's place in the text (start + depth).
+
+    A draft's segment begins where the chunk of its first token does, as far as the 32 bits of a
+    mask reach: the committed tokens of that chunk then pass with the draft, as they would without
+    one, and sums are grouped alike.
     """
 
     sequence: int
@@ -169,7 +173,10 @@ def plan(
             head += range(unit.first_head, unit.first_head + unit.heads)
             where = request.positions[unit.offset] if request.positions is not None else at
             position += [where] * unit.heads
-            seen = request.draft[unit.offset] if request.draft is not None else 0
+            seen = 0
+            if request.draft is not None:
+                before = _before_draft(config, request)
+                seen = request.draft[unit.offset] << before | (1 << before) - 1
             draft += [seen] * unit.heads
         rows_of.append(row)
         passing = _segments(config, requests, masks, ends)
@@ -290,6 +297,12 @@ def _same(one: Sequence[int], two: Sequence[int], start: int, end: int) -> int:
     return start + int(differs.argmax()) if differs.any() else end
 
 
+def _before_draft(config: CoreConfig, request: Request) -> int:
+    """Committed tokens that pass as part of the draft's segment."""
+    before = request.start % config.lanes
+    return before if before + request.count <= DRAFT_BITS else 0
+
+
 def _segments(
     config: CoreConfig, requests: Sequence[Request], masks: dict[int, int], ends: dict[int, int]
 ) -> list[Segment]:
@@ -322,12 +335,14 @@ def _segments(
 
     def own(member: int, start: int) -> None:
         request, mask = requests[member], masks[member]
-        end = request.start if request.draft is not None else ends[member]
+        end = ends[member]
+        if request.draft is not None:
+            end = request.start - _before_draft(config, request)
         if end > start:
             out.append(Segment(SegmentKind.KV, request.sequence, start, end, mask))
         if request.draft is not None:
             new = request.start + request.count
-            out.append(Segment(SegmentKind.DRAFT, request.sequence, request.start, new, mask))
+            out.append(Segment(SegmentKind.DRAFT, request.sequence, end, new, mask))
 
     descend(list(masks), 0)
     return out
@@ -345,8 +360,9 @@ def _alone(config: CoreConfig, request: Request, group: int) -> int:
     parts = -(-group // config.rows)
     end = request.start + request.count
     if request.draft is not None:
-        passes = parts * -(-request.count // per_job)
-        return passes * (_chunked(config, 0, request.start) + _chunked(config, request.start, end))
+        passes, border = parts * -(-request.count // per_job), request.start
+        border -= _before_draft(config, request)
+        return passes * (_chunked(config, 0, border) + _chunked(config, border, end))
     return parts * sum(
         _chunked(config, 0, min(first + per_job, end))
         for first in range(request.start, end, per_job)

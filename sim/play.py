@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from m890.firmware.agents.engine import Engine, Report
 from m890.firmware.agents.engine import Event as AgentEvent
 from m890.firmware.agents.evaluate import sessions_of
@@ -14,7 +12,7 @@ from m890.firmware.backend import DeviceBackend, Usage
 from m890.firmware.device import Device
 from m890.firmware.driver import Driver
 from m890.firmware.memory_map import PlaneShape, memory_bytes, round_up
-from m890.firmware.models.backend import Span
+from m890.firmware.models import draft
 from m890.firmware.models.llama import Config, Decoder
 from m890.hdl.config import CoreConfig
 from m890.hdl.numerics.formats import Format
@@ -46,6 +44,12 @@ def backend_of(driver: Driver, model: Config, format: Format) -> DeviceBackend:
     )
 
 
+def draft_nodes(core: CoreConfig, model: Config) -> int:
+    """Nodes of a draft that fill the rows of a job beside the last known token; 1 at least."""
+    beside = core.rows // (model.heads // model.kv_heads) - 1
+    return max(1, min(beside, draft.MOST_NODES))
+
+
 @dataclass
 class AgentResult:
     """One agent at its end; branches count into their agent."""
@@ -74,7 +78,8 @@ class Played:
 class Player:
     """Plays groups of tasks on one device with one decoder.
 
-    `on_step` is called after every agent event with the event and the device's cycle.
+    `drafts`: most nodes of a draft, none where 0. `on_step` is called after every agent event with
+    the event and the device's cycle.
     """
 
     def __init__(
@@ -84,10 +89,12 @@ class Player:
         *,
         format: Format = Format.FP16,
         chunk: int = 64,
+        drafts: int = 0,
         log: int = 0,
         on_step: Callable[[AgentEvent, int], None] | None = None,
     ) -> None:
         self.device, self.decoder, self.format, self.chunk = device, decoder, format, chunk
+        self.drafts = drafts
         self.driver = Driver(device, scratch_bytes=SCRATCH, log=log)
         self.backend = backend_of(self.driver, decoder.config, format)
         self._on_step = on_step
@@ -108,7 +115,9 @@ class Player:
             if self._on_step is not None:
                 self._on_step(event, backend.now)
 
-        engine = Engine(self.decoder, backend, chunk=self.chunk, on_event=on_event)
+        engine = Engine(
+            self.decoder, backend, chunk=self.chunk, drafts=self.drafts, on_event=on_event
+        )
         report = engine.run(group[0].world.prompt(), sessions)
         total = Usage(**vars(backend.total))
         for name, value in vars(before).items():
@@ -147,7 +156,7 @@ class _Timeline:
             start = self._waits.pop(name)
             self._put(Event("tool", name, start, max(self._begin, start), "tool wait"))
         if event.tokens:
-            kind = "decode" if event.tokens == 1 else "prefill"
+            kind = "decode" if event.tokens == 1 or event.drafted else "prefill"
             self._bar(name, kind, event)
         if event.state is State.TOOL:
             self._waits.setdefault(name, now)
@@ -176,21 +185,20 @@ class _Timeline:
 
 
 def generate(
-    decoder: Decoder, backend: DeviceBackend, prompt: Sequence[int], tokens: int, *, stop: int = 1
-) -> Iterator[int]:
-    """Greedy text of a plain model: yields tokens after `prompt`, until `tokens` or `stop`."""
-    sequence = backend.create()
-    try:
-        fed = list(prompt)
-        limit = min(tokens, decoder.config.limit, backend.limit)
-        start = 0
-        while start + len(fed) <= limit:
-            logits = decoder.step([Span(sequence, start, len(fed))], fed, backend)
-            start += len(fed)
-            token = int(np.argmax(logits[-1]))
-            if token == stop or start >= limit:
-                return
-            yield token
-            fed = [token]
-    finally:
-        backend.release(sequence)
+    decoder: Decoder,
+    backend: DeviceBackend,
+    prompt: Sequence[int],
+    tokens: int,
+    *,
+    stop: int = 1,
+    drafts: int = 0,
+) -> Iterator[list[int]]:
+    """Greedy text of a plain model: what each step adds to `prompt`, until `tokens` or `stop`.
+
+    `drafts`: most nodes of a draft; without one a step adds one token.
+    """
+    for added in draft.generate(decoder, backend, prompt, tokens, nodes=drafts):
+        if stop in added:
+            yield added[: added.index(stop)]
+            return
+        yield added

@@ -2,23 +2,35 @@
 
 Each step feeds every runnable agent at once: a decode token here, a prefill chunk there, a tool's
 result elsewhere. While an agent waits for a tool, the others go on. The shared system prompt is
-prefilled once; every agent forks from it.
+prefilled once; every agent forks from it. With drafts, an agent whose text is fed up to its end
+feeds a tree of guesses besides, and goes on by as many tokens as the model confirms.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from m890.firmware.agents.protocol import TOKENIZER
 from m890.firmware.agents.session import Session, State
-from m890.firmware.models.backend import AttentionBackend, CapacityError, ContextLimitError, Span
+from m890.firmware.models.backend import (
+    AttentionBackend,
+    CapacityError,
+    ContextLimitError,
+    Floats,
+    Span,
+)
+from m890.firmware.models.draft import Drafter, Tree, accept, keep
 from m890.firmware.models.llama import Decoder
+from m890.hdl.config import DRAFT_BITS
 
 
 @dataclass(frozen=True)
 class Event:
     """One agent in one step: the tokens fed, its state afterwards and the text it just gained.
 
-    ``sequence`` is the backend's, -1 where the agent holds none.
+    ``sequence`` is the backend's, -1 where the agent holds none. ``drafted`` nodes were fed besides
+    ``tokens``, which counts those of them that were accepted in place.
     """
 
     step: int
@@ -28,6 +40,7 @@ class Event:
     tokens: int
     text: str
     sequence: int = -1
+    drafted: int = 0
 
 
 @dataclass
@@ -35,7 +48,8 @@ class Report:
     """What a run did, in steps and tokens.
 
     ``prompt`` tokens were prefilled once for ``agents`` agents (branches included); ``fed`` counts
-    all others, ``generated`` those of them that the model wrote. ``idle`` steps fed nothing.
+    all others, ``generated`` those of them that the model wrote, in ``turns``: an agent that writes
+    in a step has a turn. ``drafted`` nodes were verified. ``idle`` steps fed nothing.
     """
 
     sessions: Sequence[Session]
@@ -45,6 +59,13 @@ class Report:
     idle: int = 0
     fed: int = 0
     generated: int = 0
+    turns: int = 0
+    drafted: int = 0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that an agent writes in a step in which it writes: 1 without drafts."""
+        return self.generated / self.turns if self.turns else 0.0
 
 
 @dataclass
@@ -61,7 +82,8 @@ class Engine:
     """Runs sessions to their end.
 
     ``chunk``: most tokens of one agent in one step. ``seats``: most agents at once, all where None;
-    the rest queue. ``on_event`` is called for every agent in every step that changed it.
+    the rest queue. ``drafts``: most nodes of a draft, none where 0. ``on_event`` is called for
+    every agent in every step that changed it.
     """
 
     def __init__(
@@ -71,12 +93,15 @@ class Engine:
         *,
         chunk: int = 64,
         seats: int | None = None,
+        drafts: int = 0,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         if chunk < 1 or (seats is not None and seats < 1):
             raise ValueError(f"chunk and seats must be at least 1, got {chunk} and {seats}")
         self._decoder, self._backend = decoder, backend
         self._chunk, self._seats = chunk, seats
+        self._drafts, self._drafter = drafts, Drafter()
+        self._prompt: list[int] = []
         self._on_event = on_event
         self._limit = min(backend.limit, decoder.config.limit)
 
@@ -85,7 +110,7 @@ class Engine:
         report = Report(sessions)
         root = self._backend.create()
         try:
-            tokens = TOKENIZER.encode(prompt)
+            self._prompt = tokens = TOKENIZER.encode(prompt)
             self._prefill(root, tokens, report)
             self._loop(root, len(tokens), list(sessions), report)
         finally:
@@ -157,9 +182,10 @@ class Engine:
             report.agents += session.branches - 1
             self._show(seat, report.steps, length, 0)
 
-    def _step(self, batch: list[_Seat], report: Report) -> None:
+    def _step(self, batch: list[_Seat], report: Report, *, draft: bool = True) -> None:
         """Feed one span of every runnable agent and hand out the sampled tokens."""
         spans: list[Span] = []
+        trees: list[Tree] = []
         tokens: list[int] = []
         fed: list[_Seat] = []
         for seat in batch:
@@ -173,27 +199,79 @@ class Engine:
                 seat.session.fail(error)
                 self._show(seat, report.steps, start, 0)
                 continue
+            ends = draft and count == len(pending)
+            tree = self._propose(seat.session, start, count) if ends else Tree()
             spans.append(Span(seat.sequence, start, count))
-            tokens += pending[:count]
+            trees.append(tree)
+            tokens += [*pending[:count], *tree.tokens]
             fed.append(seat)
         if not spans:
             return
         try:
-            logits = self._decoder.step(spans, tokens, self._backend)
+            logits = self._feed(spans, trees, tokens)
         except CapacityError as error:
+            if any(map(len, trees)):  # there may be room without drafts
+                self._step(fed, report, draft=False)
+                return
             # the youngest makes room for the others, which repeat the step
             fed[-1].session.fail(error)
             self._show(fed[-1], report.steps, spans[-1].start, 0)
             self._release(fed[-1])
             self._step(fed[:-1], report)
             return
-        for seat, span, row in zip(fed, spans, logits, strict=True):
-            session = seat.session
-            report.fed += span.count
-            if session.fed(span.count):
-                session.accept(session.sample(row), report.steps)
-                report.generated += 1
-            self._show(seat, report.steps, span.start, span.count)
+        kept: list[Span] = []
+        for seat, span, tree, rows in zip(fed, spans, trees, logits, strict=True):
+            count = span.count
+            if seat.session.fed(count):
+                count += self._write(seat.session, tree, rows, report)
+            report.fed += count
+            report.drafted += len(tree)
+            kept.append(Span(span.sequence, span.start, count))
+            self._show(seat, report.steps, span.start, count, len(tree))
+        if any(map(len, trees)):
+            keep(self._backend, kept)
+
+    def _propose(self, session: Session, start: int, count: int) -> Tree:
+        """A draft behind the agent's text, whose last ``count`` tokens begin at ``start``."""
+        room = min(self._drafts, DRAFT_BITS - count, self._limit - start - count)
+        if room < 1:
+            return Tree()
+        return self._drafter.propose(self._prompt + TOKENIZER.encode(session.text), room)
+
+    def _feed(
+        self, spans: Sequence[Span], trees: Sequence[Tree], tokens: list[int]
+    ) -> list[Floats]:
+        """One step; each span's logits [1 + nodes, vocabulary], from its last known token on.
+
+        Nothing is committed if there is a draft among the trees.
+        """
+        if not any(map(len, trees)):
+            return list(self._decoder.step(spans, tokens, self._backend)[:, None])
+        wide = [
+            Span(s.sequence, s.start, s.count + len(t)) for s, t in zip(spans, trees, strict=True)
+        ]
+        drafts = [
+            t.span(s.start, s.count) if len(t) else None for s, t in zip(spans, trees, strict=True)
+        ]
+        rows = self._decoder.step(wide, tokens, self._backend, every=True, drafts=drafts)
+        ends = np.cumsum([s.count for s in wide])
+        return [rows[e - 1 - len(t) : e] for e, t in zip(ends, trees, strict=True)]
+
+    def _write(self, session: Session, tree: Tree, rows: Floats, report: Report) -> int:
+        """Let the model write as far as the draft foretold it; tokens already in place."""
+
+        def choose(node: int) -> int:
+            token = session.sample(rows[node + 1])
+            session.accept(token, report.steps)
+            report.generated += 1
+            return token
+
+        report.turns += 1
+        _, kept = accept(tree, choose, lambda: session.state is State.THINK)
+        if session.finished:
+            return 0
+        session.fed(kept)
+        return kept
 
     def _leave(self, seats: list[_Seat]) -> None:
         """Free the places of agents that have ended."""
@@ -207,12 +285,13 @@ class Engine:
             self._backend.release(seat.sequence)
             seat.held = False
 
-    def _show(self, seat: _Seat, step: int, start: int, tokens: int) -> None:
+    def _show(self, seat: _Seat, step: int, start: int, tokens: int, drafted: int = 0) -> None:
         text = seat.session.text[seat.shown :]
         seat.shown = len(seat.session.text)
         sequence = seat.sequence if seat.held else -1
         state = seat.session.state
-        self._emit(Event(step, seat.session.name, state, start, tokens, text, sequence))
+        name = seat.session.name
+        self._emit(Event(step, name, state, start, tokens, text, sequence, drafted))
 
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:

@@ -140,7 +140,7 @@ class Session:
         """Take the token sampled in step ``now``."""
         character = TOKENIZER.decode([token])
         self.state = State.THINK
-        self._pending = [token]
+        self._pending.append(token)
         self.text += character
         self.generated += 1
         self._line += character

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,17 @@ class Span:
     count: int
 
 
+class Draft(NamedTuple):
+    """A draft tree in a span: per token, which of the span's tokens it sees, and its place.
+
+    Bit i of ``masks[j]`` lets token j see token i (itself included, as a rule), beside all that is
+    committed; ``positions[j]`` is token j's place in the text.
+    """
+
+    masks: Sequence[int]
+    positions: Sequence[int]
+
+
 class AttentionBackend(Protocol):
     """KV cache and attention of many sequences; sequences are small integers."""
 
@@ -50,6 +61,10 @@ class AttentionBackend(Protocol):
         """A new sequence that shares the first ``tokens`` committed tokens of another."""
         ...
 
+    def trim(self, sequence: int, tokens: int) -> None:
+        """Roll a sequence back to its first ``tokens`` tokens; what is not committed goes."""
+        ...
+
     def release(self, sequence: int) -> None:
         """Forget a sequence."""
         ...
@@ -58,15 +73,27 @@ class AttentionBackend(Protocol):
         """Committed tokens of a sequence."""
         ...
 
-    def attend(self, layer: int, spans: Sequence[Span], q: Floats, k: Floats, v: Floats) -> Floats:
+    def attend(
+        self,
+        layer: int,
+        spans: Sequence[Span],
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        *,
+        drafts: Sequence[Draft | None] | None = None,
+    ) -> Floats:
         """Append K and V at the spans' positions, then attend causally.
 
         q [N, H, dh], k and v [N, KVH, dh] of all spans' tokens in order (rotary embedding already
         applied) -> [N, H, dh]; the softmax scale is 1 / sqrt(dh). A span starts at its sequence's
-        committed length.
+        committed length. ``drafts``, one per span, names the spans whose tokens are a draft tree.
         """
         ...
 
     def commit(self, spans: Sequence[Span]) -> None:
-        """Make the spans part of their sequences, once every layer has been appended."""
+        """Make the spans part of their sequences, once every layer has been appended.
+
+        Of an appended span the first tokens alone may be committed.
+        """
         ...

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m890.firmware.models.backend import AttentionBackend, Span
+from m890.firmware.models.backend import AttentionBackend, Draft, Span
 
 Floats = NDArray[np.float32]
 
@@ -101,11 +101,13 @@ class Decoder:
         backend: AttentionBackend,
         *,
         every: bool = False,
+        drafts: Sequence[Draft | None] | None = None,
     ) -> Floats:
         """Feed new tokens and commit them.
 
         ``tokens`` [N] lists the new tokens span by span. Returns logits of each span's last token,
-        [len(batch), vocabulary], or with ``every`` of all tokens, [N, vocabulary].
+        [len(batch), vocabulary], or with ``every`` of all tokens, [N, vocabulary]. With ``drafts``,
+        one per span, nothing is committed: the caller does so with what it accepts.
         """
         c = self.config
         ids = np.asarray(tokens, dtype=np.int64)
@@ -113,7 +115,12 @@ class Decoder:
             raise ValueError(f"{ids.size} tokens do not fill the batch's spans")
         if ids.size and not 0 <= ids.min() <= ids.max() < c.vocabulary:
             raise ValueError(f"a token lies outside the vocabulary of {c.vocabulary}")
-        position = np.concatenate([np.arange(s.start, s.start + s.count) for s in batch])
+        position = np.concatenate(
+            [
+                np.arange(s.start, s.start + s.count) if draft is None else draft.positions
+                for s, draft in zip(batch, drafts or [None] * len(batch), strict=True)
+            ]
+        )
         cos, sin = self._cos[position, None], self._sin[position, None]  # [N, 1, dh / 2]
         w = self._weights
         x = w["embedding"][ids]
@@ -123,11 +130,13 @@ class Decoder:
             q = _rotate((h @ w[at + "wq"]).reshape(-1, c.heads, c.head_dim), cos, sin)
             k = _rotate((h @ w[at + "wk"]).reshape(-1, c.kv_heads, c.head_dim), cos, sin)
             v = (h @ w[at + "wv"]).reshape(-1, c.kv_heads, c.head_dim)
-            x += backend.attend(layer, batch, q, k, v).reshape(-1, c.width) @ w[at + "wo"]
+            o = backend.attend(layer, batch, q, k, v, drafts=drafts)
+            x += o.reshape(-1, c.width) @ w[at + "wo"]
             h = self._norm(x, w[at + "ffn_norm"])
             gate = h @ w[at + "w1"]
             x += (gate / (1.0 + np.exp(-gate)) * (h @ w[at + "w3"])) @ w[at + "w2"]
-        backend.commit(batch)
+        if drafts is None:
+            backend.commit(batch)
         if not every:
             x = x[np.cumsum([span.count for span in batch]) - 1]
         return self._norm(x, w["norm"]) @ w["head"]

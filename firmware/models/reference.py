@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from m890.firmware.models.backend import ContextLimitError, Floats, Span
+from m890.firmware.models.backend import ContextLimitError, Draft, Floats, Span
 from m890.firmware.models.llama import Config
 
 
@@ -84,7 +84,16 @@ class ReferenceBackend:
         except KeyError:
             raise ValueError(f"there is no sequence {sequence}") from None
 
-    def attend(self, layer: int, spans: Sequence[Span], q: Floats, k: Floats, v: Floats) -> Floats:
+    def attend(
+        self,
+        layer: int,
+        spans: Sequence[Span],
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        *,
+        drafts: Sequence[Draft | None] | None = None,
+    ) -> Floats:
         """Append and attend; spans of equal count are computed together."""
         for span in spans:
             if span.start != self.length(span.sequence):
@@ -103,7 +112,8 @@ class ReferenceBackend:
             slots = np.array([self._slots[spans[i].sequence] for i in members])
             starts = np.array([spans[i].start for i in members])
             tokens = first[members][:, None] + np.arange(count)  # [B, c]
-            out[tokens] = self._attend(layer, slots, starts, q[tokens], k[tokens], v[tokens])
+            seen = None if drafts is None else [drafts[i] for i in members]
+            out[tokens] = self._attend(layer, slots, starts, q[tokens], k[tokens], v[tokens], seen)
         return out
 
     def _attend(
@@ -114,6 +124,7 @@ class ReferenceBackend:
         q: Floats,
         k: Floats,
         v: Floats,
+        drafts: Sequence[Draft | None] | None,
     ) -> Floats:
         """One group: q [B, c, H, dh], k and v [B, c, KVH, dh] -> [B, c, H, dh]."""
         b, count, heads, size = q.shape
@@ -128,8 +139,12 @@ class ReferenceBackend:
         rows = rows.reshape(b, kv_heads, -1, size)
         scores = rows @ keys[slots, :, :length].swapaxes(2, 3) * np.float32(size**-0.5)
         scores = scores.reshape(b, kv_heads, -1, count, length)
-        hidden = np.arange(length) > position[:, None, None, :, None]  # [B, 1, 1, c, L]
-        np.copyto(scores, -np.inf, where=hidden)
+        hidden = np.arange(length) > position[..., None]  # [B, c, L]
+        for start, row, draft in zip(starts, hidden, drafts or [], strict=drafts is not None):
+            if draft is not None:
+                masks = np.array(draft.masks, np.int64)[:, None]
+                row[:, start : start + count] = masks >> np.arange(count) & 1 == 0
+        np.copyto(scores, -np.inf, where=hidden[:, None, None])
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)

@@ -26,6 +26,9 @@ def command(
     temperature: Annotated[
         float, typer.Option(help="Sampling of branches after the first.", min=0.0)
     ] = 0.7,
+    drafts: Annotated[
+        bool, typer.Option("--drafts", help="Guess ahead and verify: several tokens per step.")
+    ] = False,
     show: Annotated[bool, typer.Option(help="Print the transcripts.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for timeline.png and timeline.json (Perfetto).")
@@ -57,7 +60,7 @@ def command(
     if model is not None:
         from m890.sim.cli.run_model import run_model
 
-        return run_model(model, tokenizer, prompt, tokens, core, device, kv_format)
+        return run_model(model, tokenizer, prompt, tokens, core, device, kv_format, drafts)
     from m890.sim.cli.run_agents import Options, run_agents
 
     if demo and out is None:
@@ -67,8 +70,8 @@ def command(
     if waves and device != "rtl":
         raise errors.UserError("only the rtl device has waves: drop --waves or use --device rtl")
     options = Options(
-        agents, device, core, kv_format, seed, chunk, branches, temperature, show, out,
-        waves or (2000 if demo and device == "rtl" else 0),
+        agents, device, core, kv_format, seed, chunk, branches, temperature, drafts, show,
+        out, waves or (1500 if demo and device == "rtl" else 0),
     )  # fmt: skip
     return run_agents(options)
 

@@ -37,6 +37,7 @@ class Options:
     chunk: int
     branches: int
     temperature: float
+    drafts: bool
     show: bool
     out: Path | None
     waves: int
@@ -72,6 +73,7 @@ def run_agents(options: Options) -> int:
     with live:
         player = play.Player(
             device, decoder, format=options.format, chunk=options.chunk,
+            drafts=play.draft_nodes(options.core, decoder.config) if options.drafts else 0,
             log=200_000 if options.waves else 0, on_step=on_step,
         )  # fmt: skip
         played = player.play(group, branches=options.branches, temperature=options.temperature)
@@ -126,27 +128,23 @@ class _Recorder:
 
     def step(self, step: int, now: int) -> None:
         if not self._start and step >= WAVES_AFTER:
-            self._start = self._device.cycle
-            self._device.start_waves(self.path)
-        elif self._start and not self._end and self._device.cycle >= self._start + self._cycles:
-            self._stop()
-
-    def _stop(self) -> None:
-        self._end = self._device.cycle
-        self._device.stop_waves()
+            self._start = self._device.cycle + 1
+            self._end = self._start + self._cycles
+            self._device.start_waves(self.path, self._start, self._end)
 
     def finish(self, player: play.Player, out: Any) -> None:
         from m890.sim.rtl import gtkw
 
-        if self._start and not self._end:
-            self._stop()
+        self._device.stop_waves()
         if not self._start:
             out.print("no waves: the run ended before agents decoded")
             return
+        offset = self._device.counter_offset()
         markers = [
-            (f"{entry.name} {entry.tag}", entry.start)
+            (f"{entry.name} {entry.tag}", entry.start + offset)
             for entry in player.driver.log
-            if entry.name in ("APPEND", "ATTEND") and self._start <= entry.start < self._end
+            if entry.name in ("APPEND", "ATTEND")
+            and self._start <= entry.start + offset < self._end
         ]
         save = gtkw.write(self._device.design, self.path, markers, self._start)
         out.print(f"waves of cycles {self._start:,} to {self._end:,}: gtkwave {save}")
@@ -188,13 +186,19 @@ def _cost(usage: Usage) -> tuple[str, ...]:
 
 def _totals(played: play.Played, options: Options, seconds: float, setup: float) -> str:
     total, report = played.total, played.report
+    drafted = ""
+    if options.drafts:
+        drafted = (
+            f"\n{report.tokens_per_step:.2f} tokens per step and agent,"
+            f" {report.drafted:,} nodes of drafts verified"
+        )
     return (
         f"{len(played.agents)} agents on one prompt of {report.prompt} tokens,"
         f" {report.generated:,} tokens generated in {report.steps:,} steps;"
         f" sharing saved {total.saved / (total.kv_bytes_alone or 1):.0%} of the KV reads\n"
         f"array utilisation {total.utilisation:.3f}, {total.jobs:,} jobs;"
         f" {options.device} device, {options.core.name}, {options.format.name} KV,"
-        f" {seconds:.1f} s (device ready after {setup:.1f} s)"
+        f" {seconds:.1f} s (device ready after {setup:.1f} s){drafted}"
     )
 
 

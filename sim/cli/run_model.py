@@ -22,6 +22,7 @@ def run_model(
     core: CoreConfig,
     device: str,
     format: Format,
+    drafts: bool,
 ) -> int:
     """Writes the text to standard output as it comes, what it cost to standard error."""
     config, weights = load_llama2c(model)
@@ -37,10 +38,12 @@ def run_model(
     memory = play.needed_memory(core, config, format, 1)
     chip = open_device(device, core, memory, say=lambda text: print(text, file=sys.stderr))
     backend = play.backend_of(Driver(chip, scratch_bytes=play.SCRATCH), config, format)
-    texts, shown = list(fed), words.decode(fed)
+    texts, shown, steps = list(fed), words.decode(fed), 0
     print(shown, end="", flush=True)
-    for token in play.generate(Decoder(config, weights), backend, fed, tokens):
-        texts.append(token)
+    nodes = play.draft_nodes(core, config) if drafts else 0
+    for added in play.generate(Decoder(config, weights), backend, fed, tokens, drafts=nodes):
+        texts += added
+        steps += 1
         text = words.decode(texts)
         print(text[len(shown) :], end="", flush=True)
         shown = text
@@ -51,5 +54,8 @@ def run_model(
         f" {total.cycles_per_token:,.0f} per token, {total.kv_bytes:,.0f} KV bytes read,"
         f" array utilisation {total.utilisation:.3f} ({device}, {core.name}, {format.name})"
     )
+    if drafts:
+        per_step = (len(texts) - len(fed)) / max(steps, 1)
+        output.stderr().print(f"{per_step:.2f} tokens per step, drafts of {nodes} nodes")
     chip.close()
     return 0
