@@ -8,6 +8,7 @@ import pytest
 from m890.firmware import errors
 from m890.firmware.backend import DeviceBackend, Draft
 from m890.firmware.driver import Driver
+from m890.firmware.log import CommandLog
 from m890.firmware.models.backend import CapacityError, ContextLimitError, Span
 from m890.hdl.config import CoreConfig, preset
 from m890.hdl.numerics.formats import Format, OutputFormat
@@ -285,3 +286,15 @@ def test_scratch_is_recycled(rng: np.random.Generator) -> None:
         world.step(world.spans(s0=1))
     world.backend.driver.wait_all()
     world.backend.driver.buffer(60 << 10)
+
+
+def test_a_job_follows_the_appends_that_it_needs(rng: np.random.Generator) -> None:
+    """Appends of later jobs hide behind earlier ones, so they do not all come first."""
+    world = make(rng, layers=1, heads=8, kv_heads=2)  # four query heads a token: a job each
+    a, b = world.backend.create(), world.backend.create()
+    log = world.backend.driver.log = CommandLog(64)
+    assert world.step(world.spans(**{f"s{a}": 3, f"s{b}": 1})) < TOLERANCE[Format.FP16]
+    names = [entry.name for entry in sorted(log, key=lambda e: e.tag) if entry.name != "SEQUENCE"]
+    head = ["APPEND", *["ATTEND"] * 3, "APPEND", "ATTEND"]
+    other = ["APPEND", "ATTEND", "APPEND", *["ATTEND"] * 3]  # the planner's order of sequences
+    assert names in (head * 2, other * 2)
