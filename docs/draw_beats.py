@@ -47,7 +47,8 @@ def main(target: Path, waves: str = "") -> None:
 def _draw(beats: list[tuple[str, int | None]]) -> Picture:
     scale, left, top = 2.3, 60.0, 46.0
     picture = Picture(left + scale * len(beats) + 20, 190, "Beats of the array, cycle by cycle")
-    picture.write(20, 24, "One decode job, preset tiny, FP16 KV, memory latency 50: each column is a cycle", 12)
+    title = "One decode job, preset tiny, FP16 KV, memory latency 50: each column is a cycle"
+    picture.write(20, 24, title, 12)
     rows = {"k": (top, "K"), "v": (top + 34, "V"), "": (top + 68, "stall")}
     for y, text in rows.values():
         picture.write(left - 8, y + 18, text, 12, INK, "end", bold=True)

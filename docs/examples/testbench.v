@@ -1,7 +1,6 @@
 // The generated core in a plain Verilog testbench: clock, reset, memory, ring, one NOP, one ATTEND.
 // Works with any simulator of Verilog-2005; see docs/verilog.md. Made for the preset tiny.
 // SPDX-License-Identifier: Apache-2.0
-`timescale 1ns / 1ps
 
 module testbench;
   localparam integer PORT_BYTES = 16;          // 2 x lanes
@@ -64,29 +63,29 @@ module testbench;
   reg [127:0] memory [0:BEATS - 1];
   reg [127:0] expected [0:OUTPUT_BEATS - 1];
 
-  reg [39:0] q_addr [0:63];
-  reg [7:0] q_len [0:63];
-  reg [3:0] q_id [0:63];
-  integer q_time [0:63];
+  reg [39:0] q_addr [0:255];
+  reg [7:0] q_len [0:255];
+  reg [3:0] q_id [0:255];
+  integer q_time [0:255];
   integer q_in = 0, q_out = 0, cycle = 0, r_beat = 0;
   always @(posedge clk) begin
     cycle <= cycle + 1;
-    if (!rst && arvalid) begin  // arready is always 1: the core has few reads on their way
-      q_addr[q_in % 64] <= araddr;
-      q_len[q_in % 64] <= arlen;
-      q_id[q_in % 64] <= arid;
-      q_time[q_in % 64] <= cycle + LATENCY;
+    if (!rst && arvalid) begin  // arready is always 1: at most 9 x 16 bursts wait
+      q_addr[q_in % 256] <= araddr;
+      q_len[q_in % 256] <= arlen;
+      q_id[q_in % 256] <= arid;
+      q_time[q_in % 256] <= cycle + LATENCY;
       q_in <= q_in + 1;
     end
     if (!rvalid || rready) begin
       rvalid <= 0;
-      if (q_out != q_in && cycle >= q_time[q_out % 64]) begin
+      if (q_out != q_in && cycle >= q_time[q_out % 256]) begin
         rvalid <= 1;
-        rid <= q_id[q_out % 64];
-        rdata <= memory[(q_addr[q_out % 64] / PORT_BYTES + r_beat) % BEATS];
-        rlast <= r_beat == q_len[q_out % 64];
+        rid <= q_id[q_out % 256];
+        rdata <= memory[(q_addr[q_out % 256] / PORT_BYTES + r_beat) % BEATS];
+        rlast <= r_beat == q_len[q_out % 256];
         r_beat <= r_beat + 1;
-        if (r_beat == q_len[q_out % 64]) begin
+        if (r_beat == q_len[q_out % 256]) begin
           r_beat <= 0;
           q_out <= q_out + 1;
         end
