@@ -49,7 +49,8 @@ class RtlDevice:
     Function
         Implements `m890.firmware.device.Device`. `memory` is shared with the simulation: no copy.
     Parameters
-        config : of the core. design : other Verilog with the core's ports, for tests.
+        config : of the core. design, library : other Verilog with the core's ports, and a library
+            that was built of it.
         memory_bytes : size of the memory, a multiple of 4 KiB.
         latency : cycles from a burst's address to its first beat, and from its last beat to its
             answer. bandwidth : bytes per cycle of both directions together; None: no limit.
@@ -73,6 +74,7 @@ class RtlDevice:
         waves: bool = False,
         check: bool = True,
         design: VerilogDesign | None = None,
+        library: Path | None = None,
         patience: int = PATIENCE,
         say: Callable[[str], None] | None = None,
     ) -> None:
@@ -89,8 +91,7 @@ class RtlDevice:
         self._handle: int | None = None
         self.config = config
         self.design = design or core_design(config)
-        self.build = build(self.design, trace=waves, say=say)
-        self._library = _load(self.build.library)
+        self._library = _load(library or build(self.design, trace=waves, say=say).library)
         self.memory: NDArray[np.uint8] = _aligned(memory_bytes)
         self._patience = patience
         self._waves = waves

@@ -1,6 +1,7 @@
 """`m890 verilog` and `m890 waves`: what they write, and one sentence for wrong input."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def small_designs(monkeypatch: pytest.MonkeyPatch) -> list[CoreConfig]:
     """A stand-in instead of the core, which takes long; the configurations asked for."""
     asked: list[CoreConfig] = []
 
-    def make(config: CoreConfig, **options: str) -> VerilogDesign:
+    def make(config: CoreConfig, **options: Any) -> VerilogDesign:
         asked.append(config)
         return generate(config, StandIn(config), **options)
 
