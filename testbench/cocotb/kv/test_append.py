@@ -6,6 +6,7 @@ from typing import Any
 import cocotb
 import numpy as np
 
+from m890.hdl.commands import Error
 from m890.hdl.config import preset
 from m890.hdl.control.layouts import APPEND_DONE, append_layout
 from m890.hdl.kv.append import Append
@@ -13,42 +14,70 @@ from m890.hdl.numerics.formats import Format
 from m890.testbench.cocotb.ports import Bytes, ReadServer, Script, WriteServer
 from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
 from m890.testbench.cocotb.streams import Clocked, fields
-from m890.testbench.hdl.kv.test_append import POOL, SIZE, check, make
+from m890.testbench.hdl.kv.test_append import POOL, SIZE, SOURCE, Command, check, make
+
+
+class AppendBench:
+    """Commands one after another in one memory."""
+
+    def __init__(self, dut: Any, commands: list[Command], stall: float) -> None:
+        c, self.commands = config(), commands
+        self.image = Bytes(SIZE, c.port_bytes, seed())
+        self.pools = [bytes(self.image.bytes[POOL:])]
+        self.done: list[dict[str, int]] = []
+        self.clocked = clocked = Clocked(dut)
+        self._command = clocked.source(
+            "command", layout=append_layout(c), stall=stall, seed=seed()
+        )
+        clocked.sink("done", stall=stall, seed=seed(), taken=self._finish)
+        memory = {"port_bytes": c.port_bytes, "address_bits": c.address_bits, "stall": stall}
+        ReadServer(clocked, ("read", "table"), self.image, seed=seed(), **memory)
+        WriteServer(clocked, "write", self.image.bytes, seed=seed(), **memory)
+        clocked.add(Script(self._feed()))
+
+    def _finish(self, payload: int) -> None:
+        self.done.append(fields(APPEND_DONE, payload))
+        self.pools.append(bytes(self.image.bytes[POOL:]))
+
+    def _feed(self) -> Generator[None, None, None]:
+        for n, one in enumerate(self.commands):
+            one.place_inputs(self.image.bytes)
+            self._command.put({name: int(value) for name, value in one.payload().items()})
+            while len(self.done) <= n:
+                yield
+
+    async def run(self) -> None:
+        await self.clocked.start()
+        await self.clocked.until(lambda: len(self.done) == len(self.commands), 12000, after=50)
+        assert bytes(self.image.bytes[POOL:]) == self.pools[-1], "a write after the completion"
 
 
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.4])
 async def every_format(dut: Any, stall: float) -> None:
     """Head sizes, page crossings, both sources, specials."""
+    rng = np.random.default_rng(seed())
+    commands = [make(rng, config(), f, gap=16 * n, ident=n) for n, f in enumerate(Format)]
+    bench = AppendBench(dut, commands, stall)
+    await bench.run()
+    check(commands, bench.done, bench.pools)
+
+
+@cocotb.test()
+async def errors_and_after(dut: Any) -> None:
+    """A bad page changes nothing; a failed source row is named; the command after each is right."""
     c, rng = config(), np.random.default_rng(seed())
-    commands = [make(rng, c, format, gap=16 * n, ident=n) for n, format in enumerate(Format)]
-    image = Bytes(SIZE, c.port_bytes, seed())
-    pools = [bytes(image.bytes[POOL:])]
-    done: list[dict[str, int]] = []
-
-    def finish(payload: int) -> None:
-        done.append(fields(APPEND_DONE, payload))
-        pools.append(bytes(image.bytes[POOL:]))
-
-    clocked = Clocked(dut)
-    command = clocked.source("command", layout=append_layout(c), stall=stall, seed=seed())
-    clocked.sink("done", stall=stall, seed=seed(), taken=finish)
-    memory = {"port_bytes": c.port_bytes, "address_bits": c.address_bits, "stall": stall}
-    ReadServer(clocked, ("read", "table"), image, seed=seed(), **memory)
-    WriteServer(clocked, "write", image.bytes, seed=seed(), **memory)
-
-    def feed() -> Generator[None, None, None]:
-        for n, one in enumerate(commands):
-            one.place_inputs(image.bytes)
-            command.put({name: int(value) for name, value in one.payload().items()})
-            while len(done) <= n:
-                yield
-
-    clocked.add(Script(feed()))
-    await clocked.start()
-    await clocked.until(lambda: len(done) == len(commands), 30000, after=50)
-    assert bytes(image.bytes[POOL:]) == pools[-1], "a write after the completion"
-    check(commands, done, pools)
+    bad_page = make(rng, c, Format.E4M3, start=12, tokens=30, tiles=2, error=Error.BAD_PAGE)
+    bad_page.pages[3] = c.pages
+    bad_page.index = 3 * c.page_tokens - bad_page.start
+    bad_row = make(rng, c, Format.E5M2, tokens=12, tiles=3, gap=0, error=Error.BUS_ERROR)
+    good = [make(rng, c, Format.INT8, tokens=3, tiles=2, ident=n) for n in range(2)]
+    bench = AppendBench(dut, [bad_page, good[0], bad_row, good[1]], 0.2)
+    bench.image.errors.add(SOURCE + 7 * bad_row.source_stride)  # no other command's rows reach it
+    await bench.run()
+    check([bad_page, good[0]], bench.done[:2], bench.pools[:3])
+    assert (bench.done[2]["error"], bench.done[2]["index"]) == (Error.BUS_ERROR, 7)
+    check([good[1]], bench.done[3:], bench.pools[3:])
 
 
 @on_both_simulators
