@@ -183,12 +183,14 @@ ATTEND = Record(
         Field("output_stride", 288, 32, "bytes from an output row to the next, port-aligned"),
         Field("window", 320, 32, "tokens that a row sees back from its position; 0: all"),
         Field("sinks", 352, 32, "first tokens that stay visible beside the window"),
-        Field("softcap", 384, 32, "FP32 cap c in the base-2 domain: s becomes c tanh(s / c); 0: off"),
+        Field("softcap", 384, 32, "FP32 cap c, base-2 domain: s becomes c tanh(s / c); 0: off"),
         Field("softcap_inverse", 416, 32, "FP32 1 / c"),
     ),
     "Stream segments past rows of queries and write the attention output.",
 )
-COMMANDS: dict[Opcode, Record] = {Opcode[r.name]: r for r in (NOP, FENCE, PLANE, SEQUENCE, APPEND, ATTEND)}
+COMMANDS: dict[Opcode, Record] = {
+    Opcode[r.name]: r for r in (NOP, FENCE, PLANE, SEQUENCE, APPEND, ATTEND)
+}
 
 ROW = Record(
     "ROW",
@@ -231,7 +233,7 @@ COMPLETION = Record(
         Field("start", 64, 64, "cycle counter when the command was taken up"),
         Field("end", 128, 64, "cycle counter when it completed"),
         Field("beats", 192, 32, "array beats of the job"),
-        Field("phase", 224, 32, "1 + (completions so far // entries of the completion ring), so 0 is empty"),
+        Field("phase", 224, 32, "1 + completions so far // entries of the ring, so 0 is empty"),
     ),
     "What a command leaves in the completion ring.",
 )

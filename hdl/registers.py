@@ -1,4 +1,4 @@
-"""Control and status registers (AXI4-Lite, 32 bits): the one source for RTL, firmware, docs, headers."""
+"""Control and status registers (AXI4-Lite, 32 bits): the source for RTL, firmware, docs."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -38,7 +38,7 @@ def _table() -> tuple[Register, ...]:
         ("GEOMETRY", "ro", "rows [7:0], lanes [15:8], page tokens [31:16]"),
         ("LIMITS", "ro", "largest head in tiles [7:0], segments [15:8], planes - 1 [31:16]"),
         ("POOL", "ro", "pages - 1 [15:0], sequences - 1 [31:16]"),
-        ("CONTROL", "rw", "bit 0 enable; bit 1 reset of ring pointers and counters (self-clearing)"),
+        ("CONTROL", "rw", "bit 0 enable; bit 1 resets ring pointers and counters (self-clearing)"),
         ("STATUS", "ro", "bit 0 busy; bit 1 ring error; error code [15:8]"),
         ("IRQ_ENABLE", "rw", "bit 0 completion written; bit 1 ring error"),
         ("IRQ_STATUS", "w1c", "pending interrupts, same bits"),
@@ -74,5 +74,7 @@ def _table() -> tuple[Register, ...]:
 
 REGISTERS: tuple[Register, ...] = _table()
 ADDRESS: dict[str, int] = {r.name: r.address for r in REGISTERS}
-COUNTERS: tuple[str, ...] = tuple(r.name[:-3] for r in REGISTERS if r.name.endswith("_LO") and r.access == "ro")
+COUNTERS: tuple[str, ...] = tuple(
+    r.name[:-3] for r in REGISTERS if r.name.endswith("_LO") and r.access == "ro"
+)
 """64-bit counters, in register order."""

@@ -74,8 +74,8 @@ def _interpolate(
 def _tanh_segments() -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Parabolas through the Chebyshev nodes of each segment, z in [0, 1) inside it.
 
-    Error below 2^-17.9, steps included (the cubic term of tanh, whose third derivative is 2 at 0). The first
-    segment's nodes are stretched so that one lies at 0: soft-capped small scores keep their sign.
+    Error below 2^-17.9, steps included (the cubic term of tanh: its third derivative is 2 at 0).
+    The first segment's nodes are stretched so that one lies at 0: small scores keep their sign.
     """
     half, width = Decimal("0.5"), Decimal(8) / (1 << TANH_INDEX_BITS)
     reach = Decimal(3).sqrt() / 2  # outermost node of the cubic Chebyshev polynomial on [-1, 1]

@@ -183,7 +183,8 @@ def _leaves(value: Any, member: Any) -> Iterator[tuple[Any, Any]]:
         for item in value:
             yield from _leaves(item, inner)
     elif member.is_signature:
-        for _, leaf, wire in value.signature.flatten(value):
+        port: Any = value
+        for _, leaf, wire in port.signature.flatten(port):
             flow = leaf.flow if member.flow == wiring.Out else leaf.flow.flip()
             for signal in _signals(Value.cast(wire)):
                 yield _as_seen(value, member, flow), signal

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def make_job(
     """A random job; `fixed` overrides choices (format, tiles, tokens, rows, kinds, ...)."""
     chance = random.Random(seed * 1000 + number)
     rng = np.random.default_rng(seed * 1000 + number)
-    pick = {
+    pick: dict[str, Any] = {
         "format": chance.choice(list(Format)),
         "tiles": 1 << chance.randrange(config.max_tiles.bit_length()),
         "tokens": chance.randint(1, 5 * config.lanes),
