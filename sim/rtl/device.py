@@ -20,8 +20,8 @@ PAGE = 4096
 """Memory is whole pages of the host, aligned, so that bursts never leave it half way."""
 PATIENCE = 200_000
 """Cycles without any movement at the memory port after which a wait is hopeless."""
-READ_LAG = 9
-"""Cycles from the moment whose count CYCLES shows until both its words have been read."""
+RESET_CYCLES = 4
+"""As harness.cpp holds reset."""
 FOREVER = 1 << 62
 _REASONS = ("cycles", "interrupt", "stuck", "breach")
 
@@ -107,6 +107,9 @@ class RtlDevice:
         self._handle = self._library.m890_create(
             self.memory.ctypes.data, memory_bytes, ctypes.byref(parameters)
         )
+        # Right after reset the counter's value is known, and so is how long a read takes. (CYCLES
+        # then misses one cycle, which it does not after the driver has cleared the counters.)
+        self._lag = self._counted() - RESET_CYCLES if waves else None
 
     @property
     def cycle(self) -> int:
@@ -178,9 +181,18 @@ class RtlDevice:
             self.stop_waves()
 
     def counter_offset(self) -> int:
-        """What to add to a cycle of a completion (the core's counter) to get one of `cycle`."""
+        """What to add to a cycle of a completion (the core's counter) to get one of `cycle`.
+
+        Holds from one clearing of the counters, which a new driver does, to the next.
+        """
+        if self._lag is None:
+            raise ValueError("only a device with waves=True relates the core's cycles to its own")
+        return self._counted() - self._lag
+
+    def _counted(self) -> int:
+        """Cycles now, less those that CYCLES showed when it was read, a fixed time ago."""
         count = self.read(ADDRESS["CYCLES_LO"]) | self.read(ADDRESS["CYCLES_HI"]) << 32
-        return self.cycle - count - READ_LAG
+        return self.cycle - count
 
     def close(self) -> None:
         """Ends the simulation and the recording; safe to call twice."""
