@@ -1,0 +1,32 @@
+"""The whole core as Verilog: lint-clean in every preset, one module per kind."""
+
+import pytest
+
+from m890.hdl.config import preset
+from m890.sim.rtl.cache import core_design
+from m890.sim.rtl.lint import lint
+
+LARGE = [pytest.param(name, marks=pytest.mark.soak) for name in ("edge", "m890")]
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", *LARGE])
+def test_core_is_lint_clean(name: str) -> None:
+    """A minute of work for `m890`, so the large presets are part of the long tests."""
+    lint(core_design(preset(name)))
+
+
+def test_rows_and_other_identical_modules_are_written_once() -> None:
+    design = core_design(preset("small"))
+    text = design.text
+    assert text.count("module m890_row(") == 1 and design.modules["m890_row"].external
+    array = next(m for m in design.modules.values() if m.source == "RowArray")
+    assert [module for _, module in array.instances].count("m890_row") == preset("small").rows
+    assert len(design.modules) == text.count("\nendmodule")
+    assert len(design.modules) < 200
+
+
+def test_core_names_its_states_and_ports() -> None:
+    design = core_design(preset("tiny"))
+    states = [m for m in design.modules.values() if any(n.endswith("_state") for n in m.enums)]
+    assert len(states) >= 10
+    assert {p.name for p in design.ports} >= {"clk", "rst", "irq", "m_axi_araddr", "s_axil_rdata"}
