@@ -7,12 +7,20 @@ which the row needs it. Stage names are those of `m890.hdl.attention.row.RowTimi
 from amaranth.lib import data
 
 from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
+from m890.hdl.kv.items import COUNT_BITS
 from m890.hdl.numerics.types import Element, Wide
 
 
 def bits(values: int) -> int:
     """Width of an index into `values` things."""
     return max(1, (values - 1).bit_length())
+
+
+def ended_layout() -> data.StructLayout:
+    """What the drain must know of a job whose beats have all been sent."""
+    return data.StructLayout(
+        {"ident": 16, "error": 8, "index": COUNT_BITS, "no_l": 1, "no_o": 1, "beats": 32}
+    )
 
 
 class RowBundles:
@@ -90,3 +98,67 @@ class RowBundles:
              "draft_bits": DRAFT_BITS}
         )  # fmt: skip
         """Could the row see a token of t_low ... t_high? Answer in the next cycle on `seen`."""
+
+
+class ControlBundles(RowBundles):
+    """The row's bundles, and those between sequencer, raw adder and array control."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        super().__init__(config)
+        lane, sub = bits(config.lanes), bits(config.drain_lanes)
+        word = bits(config.max_head // config.drain_lanes)
+        p_slot = bits(config.p_depth)
+        self.tag = data.StructLayout(
+            {
+                "k": 1,  # a K beat: one token's tile
+                "v": 1,  # a V beat: one feature of `lanes` tokens
+                "sink": 1,  # no beat: the rows' sink logits enter l
+                "slot": 1,  # of the job, for all of the above
+                "load": 1,  # first beat of a tile: load the stationary operand
+                "q_address": bits(2 * config.max_tiles),
+                "p_address": p_slot,  # V: its p vector; K: where its p will go
+                "index": lane,  # K: token in the chunk
+                "word": word,  # V: feature // drain_lanes
+                "lane": sub,  # V: feature % drain_lanes
+                "first": 1,  # K: first tile; V: first chunk of the job
+                "last": 1,  # K: last tile
+                "l_first": 1,  # K, sink: this addend starts its partial sum
+                "scaled": 1,  # K: the chunk has scales
+                "bias": 1,
+                "bias_slot": 1,
+                "end": 1,  # beside anything: the job's scores have all been sent
+                "end_slot": 1,
+                "end_fold": 1,  # ... and all eight partial sums are in use
+                "o_end": 1,  # beside anything: the job's V beats have all been sent
+                "o_end_slot": 1,
+            }
+        )
+        """What the sequencer says of a cycle; it walks down the pipeline with the beat."""
+        self.context = data.StructLayout(
+            {
+                "slot": 1,
+                "base": TOKEN_BITS,
+                "start": TOKEN_BITS,
+                "end": TOKEN_BITS,
+                "draft": 1,
+                "row_mask": config.rows,
+            }
+        )
+        """A chunk's place, waiting for its scores."""
+        self.params = data.StructLayout(
+            {
+                "causal": 1, "sink": 1, "query_format": 1, "window": TOKEN_BITS,
+                "sinks": TOKEN_BITS, "softcap": 32, "softcap_inverse": 32, "rows": COUNT_BITS,
+                "tiles": COUNT_BITS,
+            }
+        )  # fmt: skip
+        """What the array keeps of a job, per slot."""
+        self.raw_l = data.StructLayout(
+            {"valid": 1, "slot": 1, "row": bits(config.rows), "first": 1, "value": Wide}
+        )
+        """Add `value` to partial sum 0 of l of a row."""
+        self.raw_o = data.StructLayout(
+            {"valid": 1, "slot": 1, "row": bits(config.rows), "first": 1, "word": word,
+             "lane": sub, "value": Wide}
+        )  # fmt: skip
+        """Add `value` to an accumulator of a row."""

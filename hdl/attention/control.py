@@ -4,165 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.enum import Enum
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.attention.bundles import RowBundles, bits
+from m890.hdl.attention.bundles import ControlBundles
+from m890.hdl.attention.fold import FoldL
 from m890.hdl.attention.row import RowTiming
 from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
 from m890.hdl.kv.items import COUNT_BITS, scale_layout
 from m890.hdl.memory.queue import Queue
 from m890.hdl.numerics.pipeline import bundle, delay
-from m890.hdl.numerics.types import Wide
 
 BF16_ONE = 0x3F80
-
-
-class ControlBundles(RowBundles):
-    """The row's bundles, and those between sequencer, raw adder and array control."""
-
-    def __init__(self, config: CoreConfig) -> None:
-        super().__init__(config)
-        lane, sub = bits(config.lanes), bits(config.drain_lanes)
-        word = bits(config.max_head // config.drain_lanes)
-        p_slot = bits(config.p_depth)
-        self.tag = data.StructLayout(
-            {
-                "k": 1,  # a K beat: one token's tile
-                "v": 1,  # a V beat: one feature of `lanes` tokens
-                "sink": 1,  # no beat: the rows' sink logits enter l
-                "slot": 1,  # of the job, for all of the above
-                "load": 1,  # first beat of a tile: load the stationary operand
-                "q_address": bits(2 * config.max_tiles),
-                "p_address": p_slot,  # V: its p vector; K: where its p will go
-                "index": lane,  # K: token in the chunk
-                "word": word,  # V: feature // drain_lanes
-                "lane": sub,  # V: feature % drain_lanes
-                "first": 1,  # K: first tile; V: first chunk of the job
-                "last": 1,  # K: last tile
-                "l_first": 1,  # K, sink: this addend starts its partial sum
-                "scaled": 1,  # K: the chunk has scales
-                "bias": 1,
-                "bias_slot": 1,
-                "end": 1,  # beside anything: the job's scores have all been sent
-                "end_slot": 1,
-                "end_fold": 1,  # ... and all eight partial sums are in use
-                "o_end": 1,  # beside anything: the job's V beats have all been sent
-                "o_end_slot": 1,
-            }
-        )
-        """What the sequencer says of a cycle; it walks down the pipeline with the beat."""
-        self.context = data.StructLayout(
-            {
-                "slot": 1,
-                "base": TOKEN_BITS,
-                "start": TOKEN_BITS,
-                "end": TOKEN_BITS,
-                "draft": 1,
-                "row_mask": config.rows,
-            }
-        )
-        """A chunk's place, waiting for its scores."""
-        self.params = data.StructLayout(
-            {
-                "causal": 1, "sink": 1, "query_format": 1, "window": TOKEN_BITS,
-                "sinks": TOKEN_BITS, "softcap": 32, "softcap_inverse": 32, "rows": COUNT_BITS,
-                "tiles": COUNT_BITS,
-            }
-        )  # fmt: skip
-        """What the array keeps of a job, per slot."""
-        self.raw_l = data.StructLayout(
-            {"valid": 1, "slot": 1, "row": bits(config.rows), "first": 1, "value": Wide}
-        )
-        """Add `value` to partial sum 0 of l of a row."""
-        self.raw_o = data.StructLayout(
-            {"valid": 1, "slot": 1, "row": bits(config.rows), "first": 1, "word": word,
-             "lane": sub, "value": Wide}
-        )  # fmt: skip
-        """Add `value` to an accumulator of a row."""
-
-
-class FoldState(Enum):
-    IDLE = 0
-    WAIT = 1
-    ISSUE = 2
-
-
-class FoldL(wiring.Component):
-    """Folds the eight partial sums of l into one, in cycles that no score needs, then captures it.
-
-    Function
-        (0,4) (1,5) (2,6) (3,7), then (0,2) (1,3), then (0,1); each group waits for the one before.
-    Members
-        start, slot, fold : In. A job's last score has been read at stage p - 1; fold = 0: only
-            capture. busy_slot : In. A score uses the l adder in this cycle.
-        issue, a, b, capture, bank : Out. An operation for stage p - 1.
-        done, done_slot : Out. One pulse: l is captured.
-    Latency
-        3 (WideAdd latency + 2) + 9 cycles, and those that scores take.
-    """
-
-    start: Signal
-    slot: Signal
-    fold: Signal
-    busy_slot: Signal
-    issue: Signal
-    a: Signal
-    b: Signal
-    capture: Signal
-    bank: Signal
-    done: Signal
-    done_slot: Signal
-
-    PAIRS = ((0, 4), (1, 5), (2, 6), (3, 7), (0, 2), (1, 3), (0, 1))
-    GROUP_ENDS = (3, 5, 6)
-
-    def __init__(self, add_latency: int) -> None:
-        self._wait = add_latency + 2
-        super().__init__(
-            {
-                "start": In(1), "slot": In(1), "fold": In(1), "busy_slot": In(1),
-                "issue": Out(1), "a": Out(3), "b": Out(3), "capture": Out(1), "bank": Out(1),
-                "done": Out(1), "done_slot": Out(1),
-            }
-        )  # fmt: skip
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        state = Signal(FoldState)
-        step = Signal(range(len(self.PAIRS) + 1))
-        wait = Signal(range(self._wait + 1))
-        m.d.comb += self.done_slot.eq(self.bank)
-        with m.Switch(step):
-            for n, (a, b) in enumerate(self.PAIRS):
-                with m.Case(n):
-                    m.d.comb += [self.a.eq(a), self.b.eq(b)]
-            with m.Default():
-                m.d.comb += self.capture.eq(1)
-        with m.Switch(state):
-            with m.Case(FoldState.IDLE):
-                with m.If(self.start):
-                    m.d.sync += [
-                        self.bank.eq(self.slot),
-                        step.eq(Mux(self.fold, 0, len(self.PAIRS))),
-                        wait.eq(self._wait),
-                        state.eq(FoldState.WAIT),
-                    ]
-            with m.Case(FoldState.WAIT):
-                m.d.sync += wait.eq(wait - 1)
-                with m.If(wait == 1):
-                    m.d.sync += state.eq(FoldState.ISSUE)
-            with m.Case(FoldState.ISSUE):
-                m.d.comb += self.issue.eq(~self.busy_slot)
-                with m.If(self.issue):
-                    m.d.sync += step.eq(step + 1)
-                    with m.Switch(step):
-                        with m.Case(*self.GROUP_ENDS):
-                            m.d.sync += [wait.eq(self._wait), state.eq(FoldState.WAIT)]
-                        with m.Case(len(self.PAIRS)):
-                            m.d.comb += self.done.eq(1)
-                            m.d.sync += state.eq(FoldState.IDLE)
-        return m
 
 
 class ArrayControl(wiring.Component):

@@ -7,8 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.enum import Enum
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.attention.bundles import RowBundles, bits
-from m890.hdl.attention.sequencer import ended_layout
+from m890.hdl.attention.bundles import RowBundles, bits, ended_layout
 from m890.hdl.commands import Error, Status
 from m890.hdl.config import CoreConfig
 from m890.hdl.control.layouts import EVENT

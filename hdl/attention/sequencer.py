@@ -6,8 +6,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.attention.bundles import bits
-from m890.hdl.attention.control import ControlBundles
+from m890.hdl.attention.bundles import ControlBundles, bits, ended_layout
 from m890.hdl.attention.row import RowTiming
 from m890.hdl.attention.store import request_layout as store_layout
 from m890.hdl.config import CoreConfig
@@ -16,13 +15,6 @@ from m890.hdl.memory.queue import Queue
 from m890.hdl.numerics.formats import L_SLOTS
 from m890.hdl.numerics.pipeline import bundle
 from m890.hdl.registers import Stall
-
-
-def ended_layout() -> data.StructLayout:
-    """What the drain must know of a job whose beats have all been sent."""
-    return data.StructLayout(
-        {"ident": 16, "error": 8, "index": COUNT_BITS, "no_l": 1, "no_o": 1, "beats": 32}
-    )
 
 
 class Sequencer(wiring.Component):
@@ -343,7 +335,26 @@ class Sequencer(wiring.Component):
         m.d.sync += self.tag.eq(tag)
 
         self._books(m, go_k, go_v, k_ends, v, v_ends, v_job, no_l)
-        self._stalls(m, waiting, v, v_may, p_ready, set_ok, is_chunk, bias_ok, room, k_open, p_used)
+        m.d.comb += self.busy.eq(
+            self.item.valid | waiting.o.valid | k_open | (p_used != 0) | self.store_busy
+            | self.walking
+        )  # fmt: skip
+        v_chunk = waiting.o.valid & ~v.end
+        # The first that holds, of what can keep the array from a beat.
+        explain(
+            m,
+            self.cause,
+            (self.store_busy, Stall.RAW),
+            (v_may | k_open, Stall.KV_DATA),
+            (v_chunk & (p_ready != 0) & ~set_ok, Stall.DRAIN),
+            (is_chunk & room & ~bias_ok, Stall.BIAS),
+            (is_chunk & room, Stall.KV_DATA),
+            (v_chunk, Stall.SCORE),
+            (self.item.valid, Stall.DRAIN),
+            (self.walking, Stall.WALK),
+            (self.loading, Stall.QUERY),
+            (self.draining, Stall.DRAIN),
+        )
         return m
 
     def _books(
@@ -384,43 +395,9 @@ class Sequencer(wiring.Component):
                 ]
         m.d.comb += [self.beat.eq(go_k | go_v), self.useful_v.eq(go_v)]
 
-    def _stalls(
-        self,
-        m: Module,
-        waiting: Queue,
-        v: data.View,
-        v_may: Value,
-        p_ready: Signal,
-        set_ok: Value,
-        is_chunk: Value,
-        bias_ok: Value,
-        room: Value,
-        k_open: Value,
-        p_used: Signal,
-    ) -> None:
-        """Why this cycle has no beat; meaningful where `beat` is 0 and the core is busy."""
-        m.d.comb += self.busy.eq(
-            self.item.valid | waiting.o.valid | k_open | (p_used != 0) | self.store_busy
-            | self.walking
-        )  # fmt: skip
-        v_chunk = waiting.o.valid & ~v.end
-        with m.If(self.store_busy):
-            m.d.comb += self.cause.eq(Stall.RAW)
-        with m.Elif(v_may | k_open):
-            m.d.comb += self.cause.eq(Stall.KV_DATA)
-        with m.Elif(v_chunk & (p_ready != 0) & ~set_ok):
-            m.d.comb += self.cause.eq(Stall.DRAIN)
-        with m.Elif(is_chunk & room & ~bias_ok):
-            m.d.comb += self.cause.eq(Stall.BIAS)
-        with m.Elif(is_chunk & room):
-            m.d.comb += self.cause.eq(Stall.KV_DATA)
-        with m.Elif(v_chunk):
-            m.d.comb += self.cause.eq(Stall.SCORE)
-        with m.Elif(self.item.valid):
-            m.d.comb += self.cause.eq(Stall.DRAIN)
-        with m.Elif(self.walking):
-            m.d.comb += self.cause.eq(Stall.WALK)
-        with m.Elif(self.loading):
-            m.d.comb += self.cause.eq(Stall.QUERY)
-        with m.Elif(self.draining):
-            m.d.comb += self.cause.eq(Stall.DRAIN)
+
+def explain(m: Module, cause: Any, *reasons: tuple[Value, Stall]) -> None:
+    """`cause` is the first reason's whose condition holds, IDLE if none does."""
+    for condition, reason in reversed(reasons):
+        with m.If(condition):
+            m.d.comb += cause.eq(reason)

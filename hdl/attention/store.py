@@ -5,8 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.enum import Enum
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.attention.bundles import bits
-from m890.hdl.attention.control import ControlBundles
+from m890.hdl.attention.bundles import ControlBundles, bits
 from m890.hdl.config import CoreConfig
 from m890.hdl.kv.items import COUNT_BITS, raw_layout
 from m890.hdl.numerics.formats import RAW_EXP_LIMIT
