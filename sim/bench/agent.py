@@ -10,11 +10,11 @@ from m890.firmware.agents.evaluate import Outcome, agreement, held_out, load_age
 from m890.firmware.agents.tasks import Task
 from m890.firmware.backend import DeviceBackend, Usage
 from m890.firmware.driver import Driver
-from m890.firmware.memory_map import PlaneShape, memory_bytes
 from m890.firmware.models.llama import Decoder
 from m890.firmware.models.reference import ReferenceBackend
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
+from m890.sim import play
 from m890.sim.bench.registry import BenchContext, BenchError, Item
 from m890.sim.devices import open_device
 
@@ -24,7 +24,6 @@ OPTIONS = {
     "format": "KV format (fp16)",
     "chunk": "most tokens of an agent in one step (64)",
 }
-SCRATCH = 32 << 20
 
 
 def run(context: BenchContext) -> list[Item]:
@@ -66,26 +65,14 @@ def _solve(
     count: int,
 ) -> tuple[list[Outcome], Usage]:
     """The first `count` tasks on one device, group after group, and what attention cost."""
-    c, config, say = decoder.config, preset(name), context.progress.say
-    head = -(-c.head_dim // config.lanes) * config.lanes
-    shape = PlaneShape(c.layers * c.kv_heads, format, head)
-    device = open_device(
-        kind, config, memory_bytes(config, shape, scratch=SCRATCH), seed=context.seed, say=say
-    )
+    core, say = preset(name), context.progress.say
+    memory = play.needed_memory(core, decoder.config, format, max(map(len, groups)))
+    device = open_device(kind, core, memory, seed=context.seed, say=say)
     backends: list[DeviceBackend] = []
 
     def fresh() -> DeviceBackend:
-        backends.append(
-            DeviceBackend(
-                Driver(device, scratch_bytes=SCRATCH),
-                layers=c.layers,
-                heads=c.heads,
-                kv_heads=c.kv_heads,
-                head_size=c.head_dim,
-                format=format,
-                limit=c.limit,
-            )  # fmt: skip
-        )
+        driver = Driver(device, scratch_bytes=play.SCRATCH)
+        backends.append(play.backend_of(driver, decoder.config, format))
         return backends[-1]
 
     done = 0
