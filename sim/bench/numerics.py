@@ -5,7 +5,7 @@ seeds and rows, because single seeds scatter by two. The golden model's arithmet
 All kernels write FP16, as FlashAttention does. FP16 gets a larger pool: its ratio to
 FlashAttention-2 scatters by 0.067 over 16 seeds x 64 rows and by 0.014 over 48 x 512, as a few rows
 with outliers carry most of the error and the two round their queries independently
-(docs/decisions/0008-fp16-error.md).
+(docs/decisions/0008-fp16-error.md). Every format runs on plain and on rotated planes.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,11 @@ from m890.sim.bench.registry import BenchContext, BenchError, Item
 from m890.sim.golden import attention
 
 OPTIONS = {
-    "seeds": "inputs that are pooled for FP16 (48; other formats: at most 16)",
-    "rows": "queries per input for FP16 (512; other formats: at most 64)",
+    "seeds": "inputs that are pooled for FP16 on plain planes (48; others: at most 16)",
+    "rows": "queries per input for FP16 on plain planes (512; others: at most 64)",
     "tokens": "context length (4096)",
 }
+PLANES = ("plain", "rotated")
 HEAD = 128
 FP8_BLOCK = 128
 """Rows that share a scale in FlashAttention-3's FP8 (block quantisation)."""
@@ -38,6 +39,17 @@ class Inputs(NamedTuple):
     k: np.ndarray
     v: np.ndarray
     signs: np.ndarray
+
+
+class Key(NamedTuple):
+    """What computes: an emulation, or a format on a preset's plain or rotated plane."""
+
+    kind: str
+    preset: str = ""
+    plane: str = ""
+
+
+FLASH2, FLASH3 = Key("fa2_fp16"), Key("fa3_fp8")
 
 
 class Pool(NamedTuple):
@@ -56,14 +68,17 @@ def run(context: BenchContext) -> list[Item]:
     for name in names:
         if preset(name).max_head < HEAD:
             raise BenchError(f"the preset {name} has no head of {HEAD}, which the recipe needs")
-    kernels: dict[tuple[str, str], Callable[[Inputs], np.ndarray]] = {
-        ("fa2_fp16", ""): flash2_fp16,
-        ("fa3_fp8", ""): flash3_fp8,
+    kernels: dict[Key, Callable[[Inputs], np.ndarray]] = {
+        FLASH2: flash2_fp16,
+        FLASH3: flash3_fp8,
     }
     for name in names:
-        for format in Format:
-            kernels[format.name.lower(), name] = _device(name, format)
-    pools = {key: wide if key[0] in ("fa2_fp16", "fp16") else narrow for key in kernels}
+        for plane in PLANES:
+            for format in Format:
+                key = Key(format.name.lower(), name, plane)
+                kernels[key] = _device(name, format, rotate=plane == "rotated")
+    shares_fp16 = (FLASH2, *(Key("fp16", name, "plain") for name in names))
+    pools = {key: wide if key in shares_fp16 else narrow for key in kernels}
     squares = dict.fromkeys(kernels, 0.0)
     for i in context.progress.track(range(wide.seeds), "numerics"):
         inputs = draw(np.random.default_rng([context.seed, i]), wide.rows, tokens)
@@ -79,38 +94,41 @@ def run(context: BenchContext) -> list[Item]:
 
 def _items(
     context: BenchContext,
-    rmse: dict[tuple[str, str], float],
-    pools: dict[tuple[str, str], Pool],
+    rmse: dict[Key, float],
+    pools: dict[Key, Pool],
     names: list[str],
     tokens: int,
 ) -> list[Item]:
-    """The first preset's figures bear the contract's names; those of others end in the preset."""
+    """The first preset's figures bear the contract's names; those of others end in the preset.
 
-    def item(label: str, value: float, key: tuple[str, str], **config: str) -> Item:
+    Ratios to FlashAttention-3 are those of the better plane.
+    """
+
+    def item(label: str, value: float, key: Key, **config: str) -> Item:
         pool = pools[key]
         shape = {"tokens": tokens, "head": HEAD, "seeds": pool.seeds, "rows": pool.rows}
-        if key[1]:
-            config["preset"] = key[1]
+        if key.preset:
+            config |= {"preset": key.preset, "plane": key.plane}
         return context.item(f"numerics.{label}", "1", value, **{**shape, **config})
 
     def suffix(name: str) -> str:
         return "" if name in ("", names[0]) else f".{name}"
 
     items = []
-    for (kind, name), value in rmse.items():
-        if name:
-            label = f"rmse.{kind}.plain{suffix(name)}"
-            items.append(item(label, value, (kind, name), format=kind))
+    for key, value in rmse.items():
+        if key.preset:
+            label = f"rmse.{key.kind}.{key.plane}{suffix(key.preset)}"
+            items.append(item(label, value, key, format=key.kind))
         else:
-            items.append(item(f"rmse.{kind}", value, (kind, name)))
-    for ratio, kind, base in (
-        ("fp16_over_fa2", "fp16", "fa2_fp16"),
-        ("e4m3_over_fa3", "e4m3", "fa3_fp8"),
-        ("int8_over_fa3", "int8", "fa3_fp8"),
+            items.append(item(f"rmse.{key.kind}", value, key))
+    for ratio, kind, base, planes in (
+        ("fp16_over_fa2", "fp16", FLASH2, ("plain",)),
+        ("e4m3_over_fa3", "e4m3", FLASH3, PLANES),
+        ("int8_over_fa3", "int8", FLASH3, PLANES),
     ):
         for name in names:
-            value = rmse[kind, name] / rmse[base, ""]
-            items.append(item(f"ratio.{ratio}{suffix(name)}", value, (kind, name)))
+            key = min((Key(kind, name, plane) for plane in planes), key=rmse.__getitem__)
+            items.append(item(f"ratio.{ratio}{suffix(name)}", rmse[key] / rmse[base], key))
     return items
 
 
@@ -177,7 +195,7 @@ def _block_fp8(x: np.ndarray) -> np.ndarray:
     return out
 
 
-def _device(name: str, format: Format) -> Callable[[Inputs], np.ndarray]:
+def _device(name: str, format: Format, *, rotate: bool) -> Callable[[Inputs], np.ndarray]:
     query_format = Format.BF16 if format is Format.BF16 else Format.FP16
 
     def kernel(inputs: Inputs) -> np.ndarray:
@@ -185,6 +203,7 @@ def _device(name: str, format: Format) -> Callable[[Inputs], np.ndarray]:
         out = attention(
             preset(name), q, k, v, format=format, query_format=query_format,
             output_format=OutputFormat.BF16 if format is Format.BF16 else OutputFormat.FP16,
+            rotate=rotate,
         )  # fmt: skip
         return out[0].astype(np.float64)
 

@@ -17,6 +17,7 @@ from m890.hdl.numerics.formats import L_SLOTS, Format, OutputFormat
 from m890.sim.golden import output, score
 from m890.sim.golden.dot import beats
 from m890.sim.golden.elements import INACTIVE, Elements, decode
+from m890.sim.golden.rotate import rotate_back, rotate_query
 from m890.sim.golden.wide import Wide, add, fold, power64, round24
 
 _SCORES = 1 << 16  # scores at once
@@ -71,6 +72,7 @@ class Job:
     softcap: float = 0.0  # base-2 domain, FP32; 0: off
     softcap_inverse: float | None = None  # None: FP32 division
     output_format: OutputFormat = OutputFormat.FP32
+    rotate: bool = False  # of the plane: K and V are rotated
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,10 @@ class _State:
     def start(job: Job) -> "_State":
         count, rows, head = job.query.shape
         lanes = job.config.lanes
-        query = decode(job.query, job.query_format).reshaped((count, rows, head // lanes, lanes, 1))
+        codes = job.query
+        if job.rotate:
+            codes = rotate_query(codes, job.query_format, lanes)
+        query = decode(codes, job.query_format).reshaped((count, rows, head // lanes, lanes, 1))
         state = _State(
             job,
             query.rearranged((2, 3, 0, 1, 4)),
@@ -183,7 +188,8 @@ class _State:
             return Result(
                 status, raw=(e.reshape(small), l_value.reshape(small), o.reshape(*small, head))
             )
-        bits = output.normalise(total, self.o, self.job.output_format)
+        o = rotate_back(self.o, self.job.config.lanes) if self.job.rotate else self.o
+        bits = output.normalise(total, o, self.job.output_format)
         return Result(status, bits.reshape(*batch, rows, head), self.job.output_format)
 
     def _scores(self, part: KvSegment) -> np.ndarray:

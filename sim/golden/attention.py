@@ -9,6 +9,7 @@ from m890.hdl.config import CoreConfig
 from m890.hdl.numerics.formats import Format, OutputFormat
 from m890.sim.golden.append import append
 from m890.sim.golden.attend import Job, KvSegment, attend
+from m890.sim.golden.rotate import rotate_kv
 
 _TYPES = {Format.FP16: np.float16, Format.BF16: ml_dtypes.bfloat16}
 
@@ -28,12 +29,14 @@ def attention(
     sinks: int = 0,
     softcap: float = 0.0,
     position: np.ndarray | None = None,
+    rotate: bool = False,
 ) -> np.ndarray:
     """Attention of q [heads, tokens, d] over k and v [KV heads, length, d]: float32 like q.
 
     Keys and values are appended in `format` (from BF16 if that is the format, else from FP16);
     the softmax scale (None: 1 / sqrt(d)) is folded into the queries. `position` [tokens] is each
-    query's place in the context (None: the last ones); `softcap` is in the natural domain.
+    query's place in the context (None: the last ones); `softcap` is in the natural domain;
+    `rotate`: K and V lie in a rotated plane.
     """
     heads, tokens, head = q.shape
     groups, length, width = k.shape[0], k.shape[1], v.shape[-1]
@@ -44,7 +47,10 @@ def attention(
     padded = -(-max(head, width) // lanes) * lanes
     source = Format.BF16 if format is Format.BF16 else Format.FP16
     context = -(-length // lanes) * lanes
-    codes = [append(format, bits16(_pad(x, context, padded), source), source) for x in (k, v)]
+    sources = [bits16(_pad(x, context, padded), source) for x in (k, v)]
+    if rotate:
+        sources = [rotate_kv(x, source, lanes) for x in sources]
+    codes = [append(format, x, source) for x in sources]
     (k_codes, k_scale, _), (v_codes, v_scale, _) = codes
     place = np.arange(length - tokens, length) if position is None else np.asarray(position)
     rows = heads // groups * tokens
@@ -65,6 +71,7 @@ def attention(
             sinks=sinks,
             softcap=softcap * math.log2(math.e),
             output_format=output_format,
+            rotate=rotate,
         )
         out[:, part] = attend(job).values()[..., :width]
     return out.reshape(heads, tokens, width)

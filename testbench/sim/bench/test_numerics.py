@@ -14,11 +14,14 @@ def test_figures_and_ratios(seed: int) -> None:
     """So few rows scatter by half; the whole bench pools enough for its goal, 1.05."""
     items = {item.name: item for item in numerics.run(BenchContext(seed, options=SMALL))}
     for format in Format:
-        assert items[f"numerics.rmse.{format.name.lower()}.plain"].config["preset"] == "m890"
-        assert f"numerics.rmse.{format.name.lower()}.plain.small" in items
+        for plane in ("plain", "rotated"):
+            label = f"numerics.rmse.{format.name.lower()}.{plane}"
+            assert items[label].config["preset"] == "m890"
+            assert f"{label}.small" in items
     assert 0.5 < items["numerics.ratio.fp16_over_fa2"].value < 2
     assert items["numerics.ratio.e4m3_over_fa3"].value < 1
-    assert items["numerics.ratio.int8_over_fa3"].value < 1
+    assert items["numerics.ratio.int8_over_fa3"].value < 0.5
+    assert items["numerics.ratio.int8_over_fa3"].config["plane"] == "rotated"
     ratio = items["numerics.rmse.fp16.plain"].value / items["numerics.rmse.fa2_fp16"].value
     assert items["numerics.ratio.fp16_over_fa2"].value == pytest.approx(ratio)
 

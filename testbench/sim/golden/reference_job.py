@@ -9,6 +9,7 @@ from m890.hdl.commands import Status
 from m890.hdl.numerics.formats import CODINGS, OutputFormat
 from m890.sim.golden import Job, KvSegment, RawSegment
 from m890.testbench.sim.golden import reference as ref
+from m890.testbench.sim.golden import reference_rotate
 
 
 def attend(job: Job) -> tuple[Any, int]:
@@ -17,7 +18,10 @@ def attend(job: Job) -> tuple[Any, int]:
     status: set[Status] = set()
     out = []
     for r in range(rows):
-        query = [ref.decode(int(c), job.query_format) for c in job.query[r]]
+        codes = [int(c) for c in job.query[r]]
+        if job.rotate:
+            codes = reference_rotate.query(codes, job.query_format, job.config.lanes)
+        query = [ref.decode(c, job.query_format) for c in codes]
         slots: list[ref.Wide] = [ref.ZERO] * 8
         o: list[ref.Wide] = [ref.ZERO] * head
         if job.sink is not None:
@@ -37,6 +41,8 @@ def attend(job: Job) -> tuple[Any, int]:
         if job.output_format is OutputFormat.RAW:
             out.append(ref.raw(total, o))
         else:
+            if job.rotate:
+                o = reference_rotate.back(o, job.config.lanes)
             out.append([ref.output(total, x, job.output_format.name) for x in o])
     return out, sum(1 << bit for bit in status)
 

@@ -111,6 +111,7 @@ def random_job(rng: np.random.Generator, format: Format) -> Job:
         sinks=int(rng.choice([0, 2])),
         softcap=float(rng.choice([0.0, 0.0, 20.0, 0.5])),
         output_format=OutputFormat(rng.integers(0, 4)),
+        rotate=maybe(0.3),
     )
 
 
