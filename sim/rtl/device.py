@@ -15,6 +15,8 @@ from m890.hdl.registers import ADDRESS, COUNTERS
 from m890.hdl.verilog import VerilogDesign
 from m890.sim.rtl.build import build
 from m890.sim.rtl.cache import core_design
+from m890.sim.rtl.hbm import COUNTERS as MEMORY_COUNTERS
+from m890.sim.rtl.hbm import HbmParameters, HbmTiming
 
 PAGE = 4096
 """Memory is whole pages of the host, aligned, so that bursts never leave it half way."""
@@ -44,7 +46,7 @@ class _Parameters(ctypes.Structure):
 
 
 class RtlDevice:
-    """The core's RTL, Verilated, with a memory of fixed latency and bandwidth.
+    """The core's RTL, Verilated, with a memory: of fixed latency and bandwidth, or HBM3-like.
 
     Function
         Implements `m890.firmware.device.Device`. `memory` is shared with the simulation: no copy.
@@ -54,6 +56,7 @@ class RtlDevice:
         memory_bytes : size of the memory, a multiple of 4 KiB.
         latency : cycles from a burst's address to its first beat, and from its last beat to its
             answer. bandwidth : bytes per cycle of both directions together; None: no limit.
+        hbm : an HBM3-like memory instead, which takes neither of them, nor `stall`.
         stall : probability that a channel pauses in a cycle. seed : of stalls and of the random
             words in registers and memories at start.
         errors : byte range whose accesses the memory answers with an error.
@@ -68,6 +71,7 @@ class RtlDevice:
         memory_bytes: int = 64 << 20,
         latency: int = 100,
         bandwidth: float | None = None,
+        hbm: HbmTiming | None = None,
         stall: float = 0.0,
         seed: int = 0,
         errors: tuple[int, int] = (0, 0),
@@ -88,6 +92,8 @@ class RtlDevice:
             raise ValueError(
                 f"bandwidth must be up to {2 * config.port_bytes} bytes per cycle, not {bandwidth}"
             )
+        if hbm is not None and (stall or bandwidth is not None):
+            raise ValueError("bandwidth and stall belong to the fixed memory, not to hbm")
         self._handle: int | None = None
         self.config = config
         self.design = design or core_design(config)
@@ -104,8 +110,9 @@ class RtlDevice:
             error_end=errors[1],
             check=int(check),
         )
+        banks = None if hbm is None else ctypes.byref(hbm.parameters())
         self._handle = self._library.m890_create(
-            self.memory.ctypes.data, memory_bytes, ctypes.byref(parameters)
+            self.memory.ctypes.data, memory_bytes, ctypes.byref(parameters), banks
         )
         # Right after reset the counter's value is known, and so is how long a read takes. (CYCLES
         # then misses one cycle, which it does not after the driver has cleared the counters.)
@@ -151,6 +158,12 @@ class RtlDevice:
             low = self.read(ADDRESS[f"{name}_LO"])
             values[name] = low | self.read(ADDRESS[f"{name}_HI"]) << 32
         return values
+
+    def memory_counters(self) -> dict[str, int]:
+        """Commands that an HBM3-like memory was given; zeros of the fixed one."""
+        found = (ctypes.c_uint64 * len(MEMORY_COUNTERS))()
+        self._library.m890_memory_counters(self._open(), found)
+        return dict(zip(MEMORY_COUNTERS, found, strict=True))
 
     def start_waves(self, path: str | Path, first: int = 0, last: int | None = None) -> None:
         """Record every signal into an FST file, from cycle `first` until before cycle `last`.
@@ -238,12 +251,13 @@ def _load(path: Path) -> ctypes.CDLL:
     handle, word, long = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
     signed = ctypes.c_int32
     for name, result, *arguments in (
-        ("create", handle, handle, long, ctypes.POINTER(_Parameters)),
+        ("create", handle, handle, long, *map(ctypes.POINTER, (_Parameters, HbmParameters))),
         ("destroy", None, handle),
         ("run", long, handle, long, long, ctypes.POINTER(signed)),
         ("write", signed, handle, word, word),
         ("read", signed, handle, word, ctypes.POINTER(word)),
         ("cycle", long, handle),
+        ("memory_counters", None, handle, ctypes.POINTER(long)),
         ("breach", ctypes.c_char_p, handle),
         ("waves_start", signed, handle, ctypes.c_char_p, long, long),
         ("waves_stop", None, handle),

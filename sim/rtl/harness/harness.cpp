@@ -8,6 +8,7 @@
 #include <string>
 
 #include "Vcore.h"
+#include "hbm.h"
 #include "memory.h"
 #include "verilated.h"
 #if VM_TRACE
@@ -27,7 +28,9 @@ const uint8_t* bytes(const T& port) { return reinterpret_cast<const uint8_t*>(&p
 
 class Device {
   public:
-    Device(uint8_t* memory, uint64_t size, const Parameters& parameters)
+    // `hbm` chooses the HBM3-like memory instead of the one of fixed latency and bandwidth.
+    Device(uint8_t* memory, uint64_t size, const Parameters& parameters,
+           const m890::HbmParameters* hbm)
         : context_(new VerilatedContext), checked_(parameters.check != 0) {
         context_->randReset(2);  // registers and memories start with random words
         context_->randSeed(static_cast<int>(parameters.seed * 2 + 1));
@@ -35,15 +38,21 @@ class Device {
         context_->traceEverOn(true);
 #endif
         core_.reset(new Vcore(context_.get(), ""));
-        m890::FixedMemory::Parameters fixed;
-        fixed.latency = parameters.latency;
-        fixed.bandwidth = parameters.bandwidth;
-        fixed.stall = parameters.stall;
-        fixed.seed = parameters.seed;
-        fixed.error_start = parameters.error_start;
-        fixed.error_end = parameters.error_end;
         constexpr unsigned port = sizeof(core_->m_axi_rdata);
-        memory_.reset(new m890::FixedMemory(memory, size, port, fixed));
+        if (hbm) {
+            hbm_ = new m890::HbmMemory(memory, size, port, *hbm, parameters.error_start,
+                                       parameters.error_end);
+            memory_.reset(hbm_);
+        } else {
+            m890::FixedMemory::Parameters fixed;
+            fixed.latency = parameters.latency;
+            fixed.bandwidth = parameters.bandwidth;
+            fixed.stall = parameters.stall;
+            fixed.seed = parameters.seed;
+            fixed.error_start = parameters.error_start;
+            fixed.error_end = parameters.error_end;
+            memory_.reset(new m890::FixedMemory(memory, size, port, fixed));
+        }
         checker_.reset(new m890::Checker(port));
         response_ = {};
         core_->clk = 0;
@@ -153,6 +162,9 @@ class Device {
     }
 
     uint64_t cycle() const { return cycle_; }
+    m890::PseudoChannel::Counters memory_counters() const {
+        return hbm_ ? hbm_->counters() : m890::PseudoChannel::Counters();
+    }
     const char* breach() const { return checker_->breach().c_str(); }
 
   private:
@@ -223,6 +235,7 @@ class Device {
     std::unique_ptr<VerilatedContext> context_;
     std::unique_ptr<Vcore> core_;
     std::unique_ptr<m890::Memory> memory_;
+    m890::HbmMemory* hbm_ = nullptr;  // memory_, if it is one
     std::unique_ptr<m890::Checker> checker_;
 #if VM_TRACE
     std::unique_ptr<VerilatedFstC> waves_;
@@ -238,7 +251,10 @@ class Device {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void* m890_create(uint8_t* memory, uint64_t size, const Parameters* p) { return new Device(memory, size, *p); }
+EXPORT void* m890_create(uint8_t* memory, uint64_t size, const Parameters* p,
+                         const m890::HbmParameters* hbm) {
+    return new Device(memory, size, *p, hbm);
+}
 EXPORT void m890_destroy(void* device) { delete static_cast<Device*>(device); }
 EXPORT uint64_t m890_run(void* device, uint64_t cycles, uint64_t patience, int32_t* reason) {
     return static_cast<Device*>(device)->run(cycles, patience, reason);
@@ -250,6 +266,9 @@ EXPORT int32_t m890_read(void* device, uint32_t address, uint32_t* value) {
     return static_cast<Device*>(device)->read(address, value);
 }
 EXPORT uint64_t m890_cycle(void* device) { return static_cast<Device*>(device)->cycle(); }
+EXPORT void m890_memory_counters(void* device, m890::PseudoChannel::Counters* counters) {
+    *counters = static_cast<Device*>(device)->memory_counters();
+}
 EXPORT const char* m890_breach(void* device) { return static_cast<Device*>(device)->breach(); }
 EXPORT int32_t m890_waves_start(void* device, const char* path, uint64_t first, uint64_t last) {
     return static_cast<Device*>(device)->waves_start(path, first, last);

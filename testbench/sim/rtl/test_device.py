@@ -12,6 +12,7 @@ from m890.hdl.config import preset
 from m890.hdl.verilog import generate
 from m890.sim.rtl import build as building
 from m890.sim.rtl.device import BusError, ProtocolError, RtlDevice
+from m890.sim.rtl.hbm import HbmTiming, share
 from m890.testbench.sim.rtl.standin import IDENT, REGISTERS, StandIn
 
 pytestmark = pytest.mark.rtl
@@ -51,6 +52,8 @@ def device() -> Iterator[RtlDevice]:
         {"latency": 2, "bandwidth": 5.0},
         {"latency": 3, "stall": 0.4},
         {"latency": 7, "stall": 0.1, "bandwidth": 11.5},
+        {"hbm": share(TINY)},
+        {"hbm": HbmTiming(path=1, pseudo_channels=3, refi=1000)},
     ],
 )
 def test_copies_whatever_the_memory_does(
@@ -86,6 +89,20 @@ def test_bandwidth_bounds_the_bytes_per_cycle() -> None:
         cycles = device.run()
     moved = 2 * 100 * TINY.port_bytes
     assert 0.95 * moved / 2.0 <= cycles <= 1.05 * moved / 2.0
+
+
+def test_hbm_counts_what_its_banks_do() -> None:
+    with make(hbm=share(TINY)) as device:
+        start(device, 100)
+        device.run()
+        counted = device.memory_counters()
+    # The stand-in reads and writes one beat of 16 bytes at a time; the last may still be queued.
+    assert counted["reads"] == 100 and 97 <= counted["writes"] <= 100
+    assert counted["activations"] >= 2 and counted["refreshes"] > 0
+    with make(latency=3) as device:
+        start(device, 10)
+        device.run()
+        assert not any(device.memory_counters().values())
 
 
 def test_runs_repeat_with_their_seed_and_differ_without(seed: int) -> None:
@@ -130,8 +147,9 @@ def test_waiting_for_nothing_ends(device: RtlDevice) -> None:
         device.run()
 
 
-def test_errors_are_answered_and_leave_memory_alone() -> None:
-    with make(latency=2, errors=(TARGET + 32, TARGET + 48)) as device:
+@pytest.mark.parametrize("memory", [{"latency": 2}, {"hbm": share(TINY)}])
+def test_errors_are_answered_and_leave_memory_alone(memory: dict[str, Any]) -> None:
+    with make(errors=(TARGET + 32, TARGET + 48), **memory) as device:
         device.memory[SOURCE : SOURCE + 64] = 1
         start(device, 4, invert=False)
         device.run()
@@ -140,10 +158,12 @@ def test_errors_are_answered_and_leave_memory_alone() -> None:
         np.testing.assert_array_equal(target[:, 0], [1, 1, 0, 1])
 
 
-def test_access_outside_memory_is_an_error(device: RtlDevice) -> None:
-    start(device, 1, source=1 << 20)
-    device.run()
-    assert device.read(REGISTERS["STATUS"]) == 1 | 1 << 31
+@pytest.mark.parametrize("memory", [{"latency": 3}, {"hbm": share(TINY)}])
+def test_access_outside_memory_is_an_error(memory: dict[str, Any]) -> None:
+    with make(**memory) as device:
+        start(device, 1, source=1 << 20)
+        device.run()
+        assert device.read(REGISTERS["STATUS"]) == 1 | 1 << 31
 
 
 def test_breach_of_the_bus_rules_is_named() -> None:
@@ -179,6 +199,8 @@ def test_register_that_never_answers(device: RtlDevice) -> None:
         ({"stall": 1.0}, "stall must be a probability below 1"),
         ({"bandwidth": 0.0}, "bandwidth must be up to 32"),
         ({"bandwidth": 33.0}, "bandwidth must be up to 32"),
+        ({"stall": 0.1, "hbm": share(TINY)}, "bandwidth and stall belong to the fixed memory"),
+        ({"bandwidth": 8.0, "hbm": share(TINY)}, "belong to the fixed memory, not to hbm"),
     ],
 )
 def test_wrong_parameters_are_refused(options: dict[str, Any], message: str) -> None:
