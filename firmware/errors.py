@@ -183,6 +183,34 @@ class BadSegmentKind(CommandError):
     advice = "use a kind of SegmentKind"
 
 
+class BadTenant(CommandError):
+    advice = "name the tenant of the sequence or page, below the core's tenant limit"
+
+
+class OutOfPages(CommandError):
+    advice = "release or trim sequences, take pins away, or use a larger pool"
+
+
+class QuotaExceeded(CommandError):
+    advice = "let the tenant give pages up, or raise its quota"
+
+
+class SequenceOpen(CommandError):
+    advice = "release the sequence first, or open another"
+
+
+class NotPinned(CommandError):
+    advice = "pin the pages first, and take no more pins away than there are"
+
+
+class TooShared(CommandError):
+    advice = "give the page up elsewhere first: its references cannot be counted any further"
+
+
+class TableError(CommandError):
+    advice = "the page manager's memory is damaged: reset the core and start anew"
+
+
 COMMAND_ERRORS: dict[Error, type[CommandError]] = {
     Error.BAD_OPCODE: BadOpcode,
     Error.BAD_ADDRESS: BadAddress,
@@ -197,6 +225,13 @@ COMMAND_ERRORS: dict[Error, type[CommandError]] = {
     Error.BAD_PAGE: BadPage,
     Error.BUS_ERROR: BusError,
     Error.BAD_SEGMENT_KIND: BadSegmentKind,
+    Error.BAD_TENANT: BadTenant,
+    Error.OUT_OF_PAGES: OutOfPages,
+    Error.QUOTA: QuotaExceeded,
+    Error.SEQUENCE_OPEN: SequenceOpen,
+    Error.NOT_PINNED: NotPinned,
+    Error.TOO_SHARED: TooShared,
+    Error.TABLE_ERROR: TableError,
 }
 RING_ERRORS: dict[Error, type[RingError]] = {
     Error.RING_OVERRUN: RingOverrun,

@@ -17,6 +17,15 @@ class Opcode(IntEnum):
     SEQUENCE = 3
     APPEND = 4
     ATTEND = 5
+    CREATE = 6
+    FORK = 7
+    TRIM = 8
+    RELEASE = 9
+    PIN = 10
+    UNPIN = 11
+    COPY = 12
+    QUERY = 13
+    QUOTA = 14
 
 
 class Error(IntEnum):
@@ -38,6 +47,13 @@ class Error(IntEnum):
     RING_OVERRUN = 13  # the tail was set more than the ring ahead (STATUS, not a completion)
     BAD_SEGMENT_KIND = 14  # no such segment kind
     BAD_RING = 15  # ring base or size cannot be used (STATUS, not a completion)
+    BAD_TENANT = 16  # no such tenant, or a sequence or page of another tenant
+    OUT_OF_PAGES = 17  # the pool has fewer free pages than the command needs
+    QUOTA = 18  # the tenant would hold more pages than its quota
+    SEQUENCE_OPEN = 19  # the sequence that the command would open is open
+    NOT_PINNED = 20  # a page holds no pin that could be taken away, or must be pinned and is not
+    TOO_SHARED = 21  # a page has as many references or pins as can be counted
+    TABLE_ERROR = 22  # an uncorrectable error in the page manager's own memory
 
 
 class SegmentKind(IntEnum):
@@ -46,6 +62,17 @@ class SegmentKind(IntEnum):
     KV = 0  # tokens [start, end) of a sequence
     DRAFT = 1  # the same, but each row's draft mask (anchored at `start`) replaces its other masks
     RAW = 2  # a stored raw (l, O) state per row, added to the rows' own
+
+
+class Query(IntEnum):
+    """What a QUERY asks for. The answer is the completion's `beats`, the tenant its `index`."""
+
+    LENGTH = 0  # committed tokens of a sequence
+    PAGES = 1  # pages in a sequence's block table
+    FREE = 2  # free pages of the pool
+    PAGE = 3  # of a page: references [15:0], pins [19:16], public [24]; 0: free
+    HELD = 4  # pages that the tenant holds
+    QUOTA = 5  # pages that the tenant may hold
 
 
 class Status(IntEnum):
@@ -160,6 +187,9 @@ APPEND = Record(
         Field("k", 128, 64, "byte address of K, tokens x head elements, port-aligned"),
         Field("v", 192, 64, "byte address of V, likewise"),
         Field("source_stride", 256, 32, "bytes from a token to the next, port-aligned"),
+        Field("tenant", 288, 16, "the sequence's tenant"),
+        Field("commit", 8, 1, "the sequence's length becomes start + tokens"),
+        Field("repair", 9, 1, "rewrite committed tokens in place, in shared pages too"),
     ),
     "Quantise K and V of new tokens into a sequence's pages.",
 )
@@ -185,12 +215,119 @@ ATTEND = Record(
         Field("sinks", 352, 32, "first tokens that stay visible beside the window"),
         Field("softcap", 384, 32, "FP32 cap c, base-2 domain: s becomes c tanh(s / c); 0: off"),
         Field("softcap_inverse", 416, 32, "FP32 1 / c"),
+        Field("tenant", 448, 16, "tenant of every sequence that a segment names"),
     ),
     "Stream segments past rows of queries and write the attention output.",
 )
+_SEQUENCE = (
+    *_HEAD,
+    Field("sequence", 32, 16, "sequence table index"),
+    Field("tenant", 48, 16, "the sequence's tenant"),
+)
+_TABLE = (
+    Field("table", 64, 64, "byte address of the block table (u32 page numbers), port-aligned"),
+    Field("limit", 128, 32, "tokens that the block table has room for"),
+)
+CREATE = Record(
+    "CREATE",
+    COMMAND_BYTES,
+    (
+        *_SEQUENCE,
+        *_TABLE,
+        Field("tokens", 160, 32, "committed tokens that it begins with, in pages of `list`"),
+        Field("list", 192, 64, "byte address of their page numbers (u32), port-aligned"),
+    ),
+    "Open a sequence, empty or with pages that are there already.",
+)
+FORK = Record(
+    "FORK",
+    COMMAND_BYTES,
+    (
+        *_SEQUENCE,
+        *_TABLE,
+        Field("tokens", 160, 32, "committed tokens that the new sequence begins with"),
+        Field("target", 192, 16, "sequence table index of the new sequence"),
+    ),
+    "Open a sequence with the first tokens of another: whole pages shared, the rest copied.",
+)
+TRIM = Record(
+    "TRIM",
+    COMMAND_BYTES,
+    (*_SEQUENCE, Field("tokens", 160, 32, "committed tokens that stay")),
+    "Roll a sequence back; pages behind its new end are given up.",
+)
+RELEASE = Record("RELEASE", COMMAND_BYTES, _SEQUENCE, "Give up a sequence and its pages.")
+_RANGE = (
+    Field("start", 128, 32, "first token: the pages that hold tokens start ... end - 1"),
+    Field("end", 160, 32, "one past the last token"),
+)
+PIN = Record(
+    "PIN",
+    COMMAND_BYTES,
+    (
+        *_SEQUENCE,
+        Field("public", 8, 1, "other tenants may open sequences with these pages, too"),
+        *_RANGE,
+    ),
+    "Hold pages of a sequence beyond its end of life.",
+)
+UNPIN = Record(
+    "UNPIN",
+    COMMAND_BYTES,
+    (
+        *_SEQUENCE,
+        Field("listed", 8, 1, "the pages are those of `list`, not of a sequence"),
+        *_RANGE,
+        Field("list", 192, 64, "listed: byte address of page numbers (u32), port-aligned"),
+        Field("count", 256, 16, "listed: how many"),
+    ),
+    "Take a pin away from each of some pages.",
+)
+COPY = Record(
+    "COPY",
+    COMMAND_BYTES,
+    (
+        *_HEAD,
+        Field("inward", 8, 1, "0: from pages to slots of the host pool; 1: back, into new pages"),
+        Field("tenant", 48, 16, "the pages' tenant"),
+        Field("host", 64, 64, "byte address of slot 0, port-aligned"),
+        Field("host_stride", 128, 32, "bytes from a slot to the next, port-aligned"),
+        Field("host_slots", 160, 32, "slots of the host pool"),
+        Field("list", 192, 64, "byte address of page numbers (u32), port-aligned; inward: written"),
+        Field("slots", 256, 64, "byte address of slot numbers (u32), port-aligned"),
+        Field("count", 320, 16, "pages to copy"),
+    ),
+    "Copy pages between the device pool and a host pool, in every plane.",
+)
+QUERY = Record(
+    "QUERY",
+    COMMAND_BYTES,
+    (
+        *_HEAD,
+        Field("what", 8, 8, "what to tell (Query)"),
+        Field("sequence", 32, 16, "LENGTH, PAGES: of this sequence"),
+        Field("tenant", 48, 16, "HELD, QUOTA: of this tenant"),
+        Field("page", 64, 32, "PAGE: of this page"),
+    ),
+    "Tell the state of a sequence, of the pool, of a page or of a tenant.",
+)
+QUOTA = Record(
+    "QUOTA",
+    COMMAND_BYTES,
+    (
+        *_HEAD,
+        Field("tenant", 48, 16, "tenant"),
+        Field("pages", 64, 32, "pages that it may hold"),
+    ),
+    "Limit the pages that a tenant's sequences and pins can take.",
+)
 COMMANDS: dict[Opcode, Record] = {
-    Opcode[r.name]: r for r in (NOP, FENCE, PLANE, SEQUENCE, APPEND, ATTEND)
-}
+    Opcode[r.name]: r
+    for r in (
+        NOP, FENCE, PLANE, SEQUENCE, APPEND, ATTEND, CREATE, FORK, TRIM, RELEASE, PIN, UNPIN, COPY,
+        QUERY, QUOTA,
+    )
+}  # fmt: skip
 
 ROW = Record(
     "ROW",
@@ -223,16 +360,18 @@ COMPLETION = Record(
         Field("tag", 0, 16, "of the command"),
         Field("error", 16, 8, "Error"),
         Field(
-            "field", 24, 8,
+            "field",
+            24,
+            8,
             "index of the offending field in the command's record (its `fields`);"
             " of ATTEND, the fields of SEGMENT follow its own",
         ),
         Field("status", 32, 8, "Status bits"),
         Field("opcode", 40, 8, "of the command"),
-        Field("index", 48, 16, "segment, row or token concerned, where the error has one"),
+        Field("index", 48, 16, "segment, row, token or page concerned; of QUERY the tenant"),
         Field("start", 64, 64, "cycle counter when the command was taken up"),
         Field("end", 128, 64, "cycle counter when it completed"),
-        Field("beats", 192, 32, "array beats of the job"),
+        Field("beats", 192, 32, "array beats of the job; of QUERY the answer"),
         Field("phase", 224, 32, "1 + completions so far // entries of the ring, so 0 is empty"),
     ),
     "What a command leaves in the completion ring.",

@@ -6,6 +6,10 @@ PAGE_NUMBER_BITS = 16
 """Width of a physical page number: pools of up to 65,536 pages."""
 TOKEN_BITS = 24
 """Width of a token index inside a sequence: contexts of up to 16 M tokens."""
+REFERENCE_BITS = 16
+"""Width of a page's reference count: block table entries that name it."""
+PIN_BITS = 4
+"""Width of a page's pin count: a pin is the hold of one part of the firmware."""
 DRAFT_BITS = 32
 """Tokens of a draft segment that a row's bit mask can name."""
 
@@ -30,6 +34,7 @@ class CoreConfig:
     pages: int = 8192  # page pool, <= 65,536
     planes: int = 64  # plane table entries (layer x KV head)
     sequences: int = 64  # sequence table entries
+    tenants: int = 16  # tenant table entries
     max_segments: int = 16  # segments per job
     p_depth: int = 4  # chunks whose p may wait for V: how far K runs ahead of V
     drain_lanes: int = 4  # output features normalised per cycle; divides `lanes`
@@ -60,6 +65,7 @@ class CoreConfig:
         need(1 <= self.pages <= 1 << PAGE_NUMBER_BITS, "pages", "1 to 65,536")
         need(1 <= self.planes <= 4096, "planes", "1 to 4,096")
         need(1 <= self.sequences <= 65536, "sequences", "1 to 65,536")
+        need(1 <= self.tenants <= 65536, "tenants", "1 to 65,536")
         need(1 <= self.max_segments <= 255, "max_segments", "1 to 255")
         need(power(self.p_depth) and self.p_depth >= 2, "p_depth", "a power of two of at least 2")
         need(
@@ -102,16 +108,16 @@ PRESETS: dict[str, CoreConfig] = {
     for c in (
         CoreConfig(
             "tiny", rows=4, lanes=8, page_tokens=8, max_head=32, pages=64, planes=16, sequences=16,
-            max_segments=8, drain_lanes=2, fifo_beats=32,
+            tenants=4, max_segments=8, drain_lanes=2, fifo_beats=32,
         ),
         CoreConfig("small", fifo_beats=128),
         CoreConfig(
             "edge", rows=16, lanes=32, page_tokens=32, max_head=128, pages=16384, planes=256,
-            sequences=256, drain_lanes=8, fifo_beats=128,
+            sequences=256, tenants=64, drain_lanes=8, fifo_beats=128,
         ),
         CoreConfig(
             "m890", rows=64, lanes=64, page_tokens=64, max_head=256, pages=65536, planes=1024,
-            sequences=1024, max_segments=64, drain_lanes=16, fifo_beats=256,
+            sequences=1024, tenants=1024, max_segments=64, drain_lanes=16, fifo_beats=256,
         ),
     )
 }  # fmt: skip

@@ -28,6 +28,8 @@ from m890.hdl.memory.burst import beat_bits
 from m890.hdl.memory.sram import Sram
 
 TOKEN_LIMIT = (1 << TOKEN_BITS) - 1
+LAST_OPCODE = Opcode.ATTEND
+"""Commands up to here are carried out; those of the page manager are not part of the core yet."""
 
 
 class Dispatch(wiring.Component):
@@ -176,7 +178,7 @@ class Dispatch(wiring.Component):
                 with m.If(self.i.payload.error):
                     m.d.sync += error.eq(Error.BUS_ERROR)
                     m.next = "REPORT"
-                with m.Elif(opcode > max(Opcode)):
+                with m.Elif(opcode > LAST_OPCODE):
                     m.d.sync += error.eq(Error.BAD_OPCODE)
                     m.next = "REPORT"
                 with m.Elif(bad.any()):

@@ -10,6 +10,7 @@ _ENUMS: tuple[tuple[str, type[IntEnum]], ...] = (
     ("OPCODE", commands.Opcode),
     ("ERROR", commands.Error),
     ("SEGMENT_KIND", commands.SegmentKind),
+    ("QUERY", commands.Query),
     ("STATUS", commands.Status),
     ("STALL", registers.Stall),
     ("FORMAT", formats.Format),

@@ -27,6 +27,7 @@ def command(
     pages: Annotated[int | None, typer.Option(help="Pages of the pool.")] = None,
     planes: Annotated[int | None, typer.Option(help="Plane table entries.")] = None,
     sequences: Annotated[int | None, typer.Option(help="Sequence table entries.")] = None,
+    tenants: Annotated[int | None, typer.Option(help="Tenant table entries.")] = None,
     max_segments: Annotated[int | None, typer.Option(help="Segments per job.")] = None,
     p_depth: Annotated[int | None, typer.Option(help="Chunks that K may run ahead of V.")] = None,
     drain_lanes: Annotated[int | None, typer.Option(help="Features normalised per cycle.")] = None,

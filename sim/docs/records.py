@@ -117,6 +117,7 @@ def _commands(folder: Path) -> None:
         *(_record(folder, r) for r in tables),
         _enum(commands.Error, "Error codes", "error-codes"),
         _enum(commands.SegmentKind, "Segment kinds", "segment-kinds"),
+        _enum(commands.Query, "Queries", "queries"),
         _enum(commands.Status, "Status bits", "status-bits"),
         "## Formats",
         table(

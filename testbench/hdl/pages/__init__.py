@@ -1,0 +1,1 @@
+"""Tests of `m890.hdl.pages`."""
