@@ -248,7 +248,7 @@ class _Stage:
             segments = []
             for s in made.segments[job]:
                 codes, scales = self.contents(plane, s.sequence)
-                mask = (s.row_mask >> np.arange(made.rows[job])) & 1 != 0
+                mask = np.array([s.row_mask >> r & 1 != 0 for r in range(made.rows[job])])
                 segments.append(
                     golden.KvSegment(
                         codes[0].astype(np.uint16), codes[1].astype(np.uint16), s.end, s.start,

@@ -17,6 +17,8 @@ from m890.testbench.firmware.scene import JobSpec, Scene
 
 FAR = 1 << 39
 """An address outside every memory."""
+WATCHED = 64 << 20
+"""Bytes behind the rings in which no bit may change; a large core's memory is gigabytes."""
 
 
 class BadInput:
@@ -248,13 +250,14 @@ class BadInput:
         scene = Scene(driver, rng, Format.FP16, 1)
         bad = command(scene)
         after_rings = driver.scratch.region.start
-        before = driver.memory[after_rings:].copy()
+        watched = driver.memory[after_rings : after_rings + WATCHED]
+        before = watched.copy()
         tag = driver.submit_many(bad)
         with pytest.raises(error) as caught:
             driver.wait(tag)
         assert caught.value.field == field
         assert ":" in str(caught.value)
-        assert np.array_equal(before, driver.memory[after_rings:])
+        assert np.array_equal(before, watched)
         job = self._over_all(scene, sequence)
         done = self._submit(driver, [job])
         scene.check(job, int(done["status"][0]))

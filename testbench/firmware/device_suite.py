@@ -30,10 +30,11 @@ MEMORY = 16 << 20
 
 
 class DeviceSuite(BadInput):
-    """Tests of one device; `jobs` is how many random jobs each format gets."""
+    """Tests of one device; `jobs` is how many random jobs each format gets, `scratch` bytes."""
 
     jobs = 25
     batch = 5
+    scratch = 1 << 20
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -43,7 +44,7 @@ class DeviceSuite(BadInput):
 
     @pytest.fixture
     def driver(self, device: Device) -> Driver:
-        return Driver(device, ring=16, scratch_bytes=1 << 20, log=1000)
+        return Driver(device, ring=16, scratch_bytes=self.scratch, log=1000)
 
     # ------------------------------------------------------------------ numbers
 
@@ -199,12 +200,12 @@ class DeviceSuite(BadInput):
 
     def _run(self, scene: Scene, jobs: list[JobSpec]) -> None:
         """Jobs under one doorbell; outputs and status as expected, the pool as it was."""
-        before = scene.driver.memory[scene.region.start : scene.region.end].copy()
+        before = scene.driver.memory[scene.pool].copy()
         done = self._submit(scene.driver, jobs)
         for job, status in zip(jobs, done["status"].tolist(), strict=True):
             scene.check(job, status)
             scene.free(job)
-        after = scene.driver.memory[scene.region.start : scene.region.end]
+        after = scene.driver.memory[scene.pool]
         assert np.array_equal(before, after)
 
     def _again(self, two: JobSpec, one: JobSpec) -> golden.Result:
@@ -232,7 +233,7 @@ class DeviceSuite(BadInput):
         placed = np.zeros((2, tokens, head + spare), np.uint16)
         placed[..., :head] = rows
         address = driver.place(placed)
-        before = driver.memory[scene.region.start : scene.region.end].copy()
+        before = driver.memory[scene.pool].copy()
         done = driver.wait(
             driver.submit(
                 "APPEND", plane=plane, sequence=s.number, start=start, tokens=tokens,
@@ -253,9 +254,9 @@ class DeviceSuite(BadInput):
                 assert found[1] is None or scale is not None and found[1] == int(scale[token])
         assert int(done["status"][0]) == int(quantised) << Status.QUANTISE
         # what the scene's own writer makes of the codes, on top of what was there before
-        now = driver.memory[scene.region.start : scene.region.end].copy()
-        driver.memory[scene.region.start : scene.region.end] = before
+        now = driver.memory[scene.pool].copy()
+        driver.memory[scene.pool] = before
         for token in range(start, start + tokens):
             scene.write_token(s, plane, token)
-        assert np.array_equal(now, driver.memory[scene.region.start : scene.region.end])
+        assert np.array_equal(now, driver.memory[scene.pool])
         driver.free(address)

@@ -79,6 +79,10 @@ class Scene:
         count = sequences * pages
         self.region = driver.map.allocate("scene", pool_bytes(self.config, shape, count), 4096)
         self.base = self.region.start + np.arange(planes) * count * self.stride
+        # The planes' pages. Behind them lies what the core wants of the last plane; of a large core
+        # that is gigabytes, of which the first pages are watched only.
+        used = (planes + 1) * count * self.stride
+        self.pool = slice(self.region.start, min(self.region.start + used, self.region.end))
         for plane in range(planes):
             driver.wait(
                 driver.submit(
@@ -114,7 +118,9 @@ class Scene:
         codes = self.random_codes((self.planes, 2, tokens, head), self.format)
         scaled = CODINGS[self.format].scaled
         scales = self.random_scales((self.planes, 2, tokens)) if scaled else None
-        table = self.driver.map.allocate(f"table {number}", 4 * len(pages), 64).start
+        table = self.driver.map.allocate(
+            f"table {number}", 4 * len(pages), max(config.port_bytes, 64)
+        ).start
         self.driver.view(table, (len(pages),), "<u4")[:] = pages
         new = Sequence(number, table, pages, codes, scales)
         for plane in range(self.planes):
@@ -280,7 +286,7 @@ class Scene:
                                                    "row_mask": word}  # fmt: skip
         s = self.sequences[int(rng.integers(len(self.sequences)))]
         start = int(rng.integers(0, s.capacity))
-        end = int(rng.integers(start, min(s.capacity, start + 40))) + 1
+        end = int(rng.integers(start, min(s.capacity, start + 5 * config.lanes))) + 1
         entry = {"kind": kind, "sequence": s.number, "start": start, "end": end, "row_mask": word}
         biases = None
         if bias:

@@ -100,12 +100,12 @@ class Device {
         core_->s_axil_awvalid = 1;
         core_->s_axil_wvalid = 1;
         core_->eval();
-        for (int i = 0; i < kAnswer; ++i) {
+        for (int still = 0; still < kAnswer; ++still) {
             const bool address_taken = core_->s_axil_awvalid && core_->s_axil_awready;
             const bool data_taken = core_->s_axil_wvalid && core_->s_axil_wready;
             const bool answered = core_->s_axil_bvalid;
             const int32_t code = core_->s_axil_bresp;
-            step();
+            if (step()) still = 0;
             if (address_taken) core_->s_axil_awvalid = 0;
             if (data_taken) core_->s_axil_wvalid = 0;
             core_->eval();
@@ -118,12 +118,12 @@ class Device {
         core_->s_axil_araddr = address;
         core_->s_axil_arvalid = 1;
         core_->eval();
-        for (int i = 0; i < kAnswer; ++i) {
+        for (int still = 0; still < kAnswer; ++still) {
             const bool taken = core_->s_axil_arvalid && core_->s_axil_arready;
             const bool answered = core_->s_axil_rvalid;
             const int32_t code = core_->s_axil_rresp;
             *value = core_->s_axil_rdata;
-            step();
+            if (step()) still = 0;
             if (taken) core_->s_axil_arvalid = 0;
             core_->eval();
             if (answered) return code;
@@ -168,7 +168,9 @@ class Device {
     const char* breach() const { return checker_->breach().c_str(); }
 
   private:
-    static constexpr int kAnswer = 1000;
+    // Cycles without movement at the pins after which a register will not answer: a reset waits for
+    // commands in flight, and right after power-up for tables that are cleared entry by entry.
+    static constexpr int kAnswer = 10000;
 
     // One cycle; true when a beat, an address or an answer passed the memory port.
     bool step() {
