@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from m890.firmware import stored
 from m890.firmware.driver import Driver
 from m890.firmware.errors import (
     BadLength,
@@ -18,7 +19,6 @@ from m890.firmware.errors import (
 from m890.firmware.kv.pool import PagePool
 from m890.firmware.kv.prefix import Node, PrefixTree
 from m890.firmware.memory_map import PlaneShape, pool_bytes, round_up
-from m890.hdl.numerics.formats import Format
 
 NO_PAGE = 0xFFFFFFFF
 """Block table entry without a page: a job that reaches it fails with BAD_PAGE."""
@@ -335,13 +335,6 @@ class KvCache:
     def read_tokens(self, plane: int, sequence: int, *, value: bool) -> NDArray:
         """Stored codes [length, head] of a sequence's K (or V), for tests and dumps."""
         one, layout = self._get(sequence), self.shape.layout(self.config)
-        kind = "<u2" if layout.format in (Format.BF16, Format.FP16) else "u1"
-        size = np.dtype(kind).itemsize
-        lanes, tiles = self.config.lanes, layout.tiles
-        start = layout.v_offset if value else layout.k_offset
         raw = self._bytes[plane][one.pages][:, : layout.page_bytes]
-        chunks = raw.reshape(-1, layout.chunk_bytes)[
-            :, start : start + tiles * lanes * lanes * size
-        ]
-        codes = np.ascontiguousarray(chunks).view(kind).reshape(-1, tiles, lanes, lanes)
-        return codes.transpose(0, 2, 1, 3).reshape(-1, self.shape.head)[: one.length]
+        rows = stored.read_rows(layout, raw.reshape(-1, layout.chunk_bytes), value=value)
+        return stored.unpack(layout, rows).reshape(-1, self.shape.head)[: one.length]

@@ -160,6 +160,7 @@ PLANE = Record(
         Field("head", 56, 8, "head size in tiles of `lanes` features"),
         Field("base", 64, 64, "byte address of page 0, port-aligned"),
         Field("stride", 128, 32, "bytes from a page to the next, port-aligned"),
+        Field("tags", 52, 1, "pages carry an integrity tag per row of K and V"),
     ),
     "Define a plane: where its pages lie and how they are coded.",
 )

@@ -58,9 +58,9 @@ class CoreConfig:
             f"a power of two of at least lanes ({self.lanes})",
         )
         need(
-            power(self.max_head) and self.lanes <= self.max_head <= 512,
+            power(self.max_head) and self.lanes <= self.max_head <= min(512, 16 * self.lanes),
             "max_head",
-            f"a power of two from lanes ({self.lanes}) to 512",
+            f"a power of two from lanes ({self.lanes}) to {min(512, 16 * self.lanes)}",
         )
         need(1 <= self.pages <= 1 << PAGE_NUMBER_BITS, "pages", "1 to 65,536")
         need(1 <= self.planes <= 4096, "planes", "1 to 4,096")
@@ -73,7 +73,11 @@ class CoreConfig:
             "drain_lanes",
             f"a power of two of at most lanes / 2 ({self.lanes // 2})",
         )
-        need(power(self.fifo_beats) and self.fifo_beats >= 16, "fifo_beats", "a power of two >= 16")
+        need(
+            power(self.fifo_beats) and self.fifo_beats >= 2 * self.lanes,
+            "fifo_beats",
+            f"a power of two of at least 2 lanes ({2 * self.lanes})",
+        )
         need(32 <= self.address_bits <= 56, "address_bits", "32 to 56")
 
     @property

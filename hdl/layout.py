@@ -1,49 +1,106 @@
 """Where bytes lie in memory: pages, raw states (data only, no Amaranth)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from m890.hdl.config import CoreConfig
-from m890.hdl.numerics.formats import CODINGS, Format
+from m890.hdl.numerics.formats import CODINGS, GROUP, Coding, Format
+
+TAG_BYTES = 2
+"""An integrity tag (CRC-16)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring tiles that lie next to each other, token by token. Sizes in bytes.
+
+    start: from the first of K's (or V's) groups. row: a token's part.
+    """
+
+    first: int  # tile
+    tiles: int
+    start: int
+    row: int
 
 
 @dataclass(frozen=True)
 class PageLayout:
-    """Layout of a page of one plane. Per chunk of `lanes` tokens, in this order:
+    """Layout of a page of one plane. Per chunk of `lanes` tokens: header, K, V.
 
-    K scales (lanes x BF16, one port beat) and V scales (likewise), if the format is scaled;
-    K tiles, then V tiles: `tiles` tiles of [token][lanes features] elements each.
+    **Header**: an entry per token, its K half, then its V half. A half holds the row's scale (BF16,
+    or an E8M0 byte per 32 features) and in its last two bytes the row's integrity tag, as far as
+    the plane has them; it is the next power of two of bytes. The header comes first, since K scales
+    are needed with K, and V scales multiply p, which exists before V arrives.
 
-    Both scales come first: the V scale multiplies p, which exists before V arrives.
-    All offsets are bytes; everything is a multiple of the port's beat.
+    **K and V**: groups of as many tiles as fill a port beat for one token: 1 of 16 bits, 2 of 8, 4
+    of 4 bits; what is left of the head is in groups of 2 and 1. A group is [token][tile][lane], so
+    that a token is written with one access per group. Of two 4-bit elements the even feature is the
+    low one.
+
+    All offsets are bytes; header, groups and chunks are multiples of the port's beat.
     """
 
     config: CoreConfig
     format: Format
     tiles: int  # head size / lanes
+    tags: bool = False
 
     @property
-    def beats_per_tile(self) -> int:
-        """Port beats of a tile: lanes x lanes elements."""
-        return self.config.lanes * CODINGS[self.format].bytes // 2
+    def coding(self) -> Coding:
+        return CODINGS[self.format]
 
     @property
-    def scale_beats(self) -> int:
-        """Port beats of the scales of a chunk (K, then V)."""
-        return 2 if CODINGS[self.format].scaled else 0
+    def scale_bytes(self) -> int:
+        """Of one row's scales."""
+        if self.coding.grouped:
+            return -(-self.tiles * self.config.lanes // GROUP)
+        return 2 if self.coding.scaled else 0
+
+    @property
+    def half_bytes(self) -> int:
+        """Half an entry of the header: scales and tag of a K (or V) row."""
+        need = self.scale_bytes + (TAG_BYTES if self.tags else 0)
+        return 1 << (need - 1).bit_length() if need else 0
+
+    @property
+    def header_beats(self) -> int:
+        """Port beats of a chunk's header: `lanes` entries, as many bytes each as two halves."""
+        return self.half_bytes
+
+    @property
+    def groups(self) -> Iterator[Group]:
+        """Groups of tiles of K (or V) in the order in which they lie."""
+        lanes, first, start = self.config.lanes, 0, 0
+        while first < self.tiles:
+            left, tiles = self.tiles - first, self.coding.packed
+            while tiles > left:
+                tiles //= 2
+            row = tiles * lanes * self.coding.bits // 8
+            yield Group(first, tiles, start, row)
+            first, start = first + tiles, start + lanes * row
+
+    @property
+    def region_bytes(self) -> int:
+        """All K (or V) elements of a chunk."""
+        return self.tiles * self.config.lanes**2 * self.coding.bits // 8
+
+    @property
+    def region_beats(self) -> int:
+        return self.region_bytes // self.config.port_bytes
 
     @property
     def k_offset(self) -> int:
-        """First K tile, from the chunk's start."""
-        return self.scale_beats * self.config.port_bytes
+        """First K group, from the chunk's start."""
+        return self.header_beats * self.config.port_bytes
 
     @property
     def v_offset(self) -> int:
-        """First V tile, from the chunk's start."""
-        return self.k_offset + self.tiles * self.beats_per_tile * self.config.port_bytes
+        """First V group, from the chunk's start."""
+        return self.k_offset + self.region_bytes
 
     @property
     def chunk_bytes(self) -> int:
-        return self.v_offset + self.tiles * self.beats_per_tile * self.config.port_bytes
+        return self.v_offset + self.region_bytes
 
     @property
     def page_bytes(self) -> int:
@@ -52,16 +109,28 @@ class PageLayout:
 
     def element(self, token: int, feature: int, *, value: bool) -> int:
         """Byte offset in the page of a K (or V) element; token counts from the page's start."""
-        lanes, size = self.config.lanes, CODINGS[self.format].bytes
+        lanes, bits = self.config.lanes, self.coding.bits
         chunk, t = divmod(token, lanes)
-        tile, f = divmod(feature, lanes)
+        tile = feature // lanes
+        # Doublings of the tile's group: it lies before the last multiple of that size.
+        doublings = range(1, self.coding.packed.bit_length())
+        size = sum((tile < self.tiles >> n << n) * 1 for n in doublings)
+        first = tile >> size << size
+        row = (t * lanes << size) + feature - first * lanes
         base = chunk * self.chunk_bytes + (self.v_offset if value else self.k_offset)
-        return base + ((tile * lanes + t) * lanes + f) * size
+        return base + (first * lanes * lanes + row) * bits // 8
 
-    def scale(self, token: int, *, value: bool) -> int:
-        """Byte offset in the page of a token's K (or V) scale."""
+    def scale(self, token: int, *, value: bool, group: int = 0) -> int:
+        """Byte offset in the page of a token's K (or V) scale (of a group of 32 features)."""
+        return self._half(token, value) + group
+
+    def tag(self, token: int, *, value: bool) -> int:
+        """Byte offset in the page of a token's K (or V) integrity tag."""
+        return self._half(token, value) + self.half_bytes - TAG_BYTES
+
+    def _half(self, token: int, value: bool) -> int:
         chunk, t = divmod(token, self.config.lanes)
-        return chunk * self.chunk_bytes + (self.config.port_bytes if value else 0) + 2 * t
+        return chunk * self.chunk_bytes + (2 * t + value) * self.half_bytes
 
 
 def raw_stride(config: CoreConfig, tiles: int) -> int:

@@ -8,8 +8,9 @@ from amaranth.hdl import Const, Mux, Value
 from m890.hdl.commands import ROW_BYTES, SEGMENT_BYTES, Error, Opcode, Record
 from m890.hdl.config import TOKEN_BITS, CoreConfig
 from m890.hdl.control.layouts import bits
+from m890.hdl.kv.items import header_beats, packing
 from m890.hdl.memory.burst import beat_bits
-from m890.hdl.numerics.formats import CODINGS, Format, OutputFormat
+from m890.hdl.numerics.formats import Format, OutputFormat
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Rules:
             Check(
                 "stride",
                 Error.BAD_RANGE,
-                plane.stride[low:] < page_beats(config, plane.format, plane.head),
+                plane.stride[low:] < page_beats(config, plane.format, plane.head, plane.tags),
             ),
         ]
 
@@ -195,22 +196,12 @@ def table_beats(config: CoreConfig, capacity: Value) -> Value:
     return (capacity + tokens - 1) >> bits(tokens)
 
 
-def page_beats(config: CoreConfig, format_: Value, tiles: Value) -> Value:
+def page_beats(config: CoreConfig, format_: Value, tiles: Value, tags: Value) -> Value:
     """Port beats of a page: as `m890.hdl.layout.PageLayout.page_bytes`."""
-    scaled = [f for f in Format if CODINGS[f].scaled]
-    wide = [f for f in Format if CODINGS[f].bytes == 2]
-
-    def one_of(formats: list[Format]) -> Value:
-        result: Value = Const(0, 1)
-        for f in formats:
-            result = result | (format_ == f)
-        return result
-
-    elements = tiles << bits(config.lanes)  # K and V tiles at one byte per element
-    elements = Mux(one_of(wide), elements << 1, elements)
-    scales = Mux(one_of(scaled), 2, 0)
+    elements = (tiles << bits(2 * config.lanes)) >> packing(format_)  # K and V
+    beats = elements + header_beats(config, format_, tiles, tags)
     chunks = config.chunks_per_page
-    return (elements + scales) << bits(chunks) if chunks > 1 else elements + scales
+    return beats << bits(chunks) if chunks > 1 else beats
 
 
 def output_beats(output_format: Value, tiles: Value) -> Value:

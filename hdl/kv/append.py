@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import C, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -12,7 +12,7 @@ from m890.hdl.control.layouts import APPEND_DONE, append_layout
 from m890.hdl.kv.append_place import AppendPlaces
 from m890.hdl.kv.append_source import AppendSource
 from m890.hdl.kv.append_write import AppendWriter
-from m890.hdl.kv.items import is_narrow, is_scaled
+from m890.hdl.kv.items import HEADER_BITS, group_size, header_beats, packing
 from m890.hdl.memory.ports import ReadPort, WritePort
 
 
@@ -22,7 +22,8 @@ class Append(wiring.Component):
     Function
         For each token the K and the V row (head size elements of BF16 or FP16) are read, scaled and
         quantised (docs/numerics.md, "Append") and written to the token's place in its page
-        (m890.hdl.layout): first the scale, where the format has one, then one write per tile.
+        (m890.hdl.layout): a write per group of K's tiles, then of V's, then the token's entry in
+        the header, where the plane has one.
     Members
         command : In(stream of append_layout). Fields are checked already, but for page numbers.
         done : Out(stream of APPEND_DONE). After memory has acknowledged every write.
@@ -31,12 +32,12 @@ class Append(wiring.Component):
         token : Out. One cycle: a token is on its way to memory.
     Latency
         One token, from `command` to `done`, in a memory that gives the first beat R cycles after a
-        request and acknowledges a write after W: R + W + 3 tiles + 2 scaled + 24 +
-        ceil(log2(lanes) / 2) cycles (`scaled`: 1 if the format has scales).
+        request and acknowledges a write after W: R + W + 3 tiles + header + 24 +
+        ceil(log2(lanes) / 2) cycles (`header`: 1 if the plane has headers).
     Throughput
-        One write per cycle, 2 (tiles + scaled) cycles per token, if memory takes them and R is less
-        than the time of 7 tokens: the rows of the next 8 tokens are read ahead. A chunk of fewer
-        writes than about 14 waits for its place. One command at a time.
+        One tile per cycle, 2 tiles + header cycles per token, if memory takes the writes and R is
+        less than the time of 7 tokens: the rows of the next 8 tokens are read ahead. One command at
+        a time.
     Backpressure
         command.ready and done.valid depend on state only. Reads are asked for where there is room.
     Storage
@@ -83,25 +84,31 @@ class Append(wiring.Component):
         start, stop = Signal(), Signal()
         value = Signal()  # the row is the token's V, not its K
         tile = Signal.like(source.tile)
-        scale_done = Signal()
-        is_scale = Signal()
+        row_end = Signal()
+        is_header = Signal()  # both rows are written, the token's entry is next
+        k_scale = Signal.like(row.payload.scale)
+        header = Signal(HEADER_BITS)  # bytes of half an entry, 0: no headers
+        m.d.sync += header.eq(header_beats(config, job.format, job.tiles, job.tags))
         m.d.comb += [
             source.job.eq(job), source.start.eq(start), source.stop.eq(stop), source.tile.eq(tile),
             places.job.eq(job), places.start.eq(start), places.stop.eq(stop),
+            row_end.eq(tile == job.tiles - 1),
             writer.format.eq(job.format),
             writer.source_format.eq(job.source_format),
             writer.beat.eq(source.beat),
             writer.scale.eq(row.payload.scale),
-            is_scale.eq(is_scaled(job.format) & ~scale_done),
-            writer.is_scale.eq(is_scale),
+            writer.k_scale.eq(k_scale),
+            writer.header.eq(header),
+            writer.is_header.eq(is_header),
         ]  # fmt: skip
-        self._address(m, job, place.payload, writer, tile, value)
+        self._address(m, job, place.payload, writer, start, tile, value, row_end)
 
         result = Signal(APPEND_DONE)
         pending = Signal(16)  # writes issued and not acknowledged
-        unconfirmed = self._confirm(m, start, job)
+        unconfirmed = self._confirm(m, start, job, header)
         m.d.comb += self.done.payload.eq(result)
-        m.d.sync += pending.eq(pending + writer.issue - self.write.done)
+        writes = writer.issue & (writer.emit | writer.is_header)
+        m.d.sync += pending.eq(pending + writes - self.write.done)
         with m.If(writer.event):
             m.d.sync += result.status.eq(1 << Status.QUANTISE)
 
@@ -117,7 +124,7 @@ class Append(wiring.Component):
                 m.d.sync += [
                     job.eq(self.command.payload), result.eq(0),
                     result.ident.eq(self.command.payload.ident),
-                    tile.eq(0), value.eq(0), scale_done.eq(0),
+                    tile.eq(0), value.eq(0), is_header.eq(0),
                 ]  # fmt: skip
                 with m.If(self.command.valid):
                     m.next = "START"
@@ -131,16 +138,17 @@ class Append(wiring.Component):
                     fail(Error.BUS_ERROR, place.payload.index)
                 with m.Elif(place.valid & row.valid & writer.room):
                     m.d.comb += writer.issue.eq(1)
-                    with m.If(is_scale):
-                        m.d.sync += scale_done.eq(1)
-                    with m.Elif(tile != job.tiles - 1):
+                    with m.If(~row_end & ~is_header):
                         m.d.sync += tile.eq(tile + 1)
+                    with m.Elif(~value):
+                        m.d.comb += row.ready.eq(1)
+                        m.d.sync += [tile.eq(0), value.eq(1), k_scale.eq(row.payload.scale)]
+                    with m.Elif(header.any() & ~is_header):
+                        m.d.sync += [tile.eq(0), is_header.eq(1)]
                     with m.Else():
-                        m.d.comb += [
-                            row.ready.eq(1), place.ready.eq(value), self.token.eq(value)
-                        ]  # fmt: skip
-                        m.d.sync += [tile.eq(0), scale_done.eq(0), value.eq(~value)]
-                        with m.If(value & place.payload.last):
+                        m.d.comb += [row.ready.eq(1), place.ready.eq(1), self.token.eq(1)]
+                        m.d.sync += [tile.eq(0), value.eq(0), is_header.eq(0)]
+                        with m.If(place.payload.last):
                             m.next = "STOP"
                 with m.If(write_failed):
                     fail(Error.BUS_ERROR, unconfirmed)
@@ -158,26 +166,53 @@ class Append(wiring.Component):
         return m
 
     def _address(
-        self, m: Module, job: data.View, place: data.View, writer: AppendWriter, tile: Value,
-        value: Value,
+        self, m: Module, job: data.View, place: data.View, writer: AppendWriter, start: Value,
+        tile: Value, value: Value, row_end: Value,
     ) -> None:  # fmt: skip
-        """Byte address of the next write."""
-        lanes = self._config.lanes
-        following = Signal(self._config.address_bits)
-        tile_bytes = Mux(is_narrow(job.format), lanes * lanes, 2 * lanes * lanes)
-        with m.If(writer.is_scale):
-            scales = place.chunk + Mux(value, self._config.port_bytes, 0)
-            m.d.comb += writer.address.eq(scales + (place.lane << 1))
-        with m.Elif(tile == 0):
-            m.d.comb += writer.address.eq(Mux(value, place.v, place.k))
+        """Byte address of the next write, and whether it is due with this tile."""
+        lane_bits = self._config.lanes.bit_length() - 1
+        packed, size = Signal(2), Signal(2)  # tiles of a full group, of this one (log2)
+        inside = Signal(2)  # tile within the group
+        following, group = (
+            Signal(self._config.address_bits, name=n) for n in ("following", "group")
+        )
+        offset = Signal(2 * lane_bits + 1)
+        first_size = group_size(packed, job.tiles)
+        m.d.comb += [
+            packed.eq(packing(job.format)),
+            writer.apart.eq(packed - size),
+            writer.emit.eq(inside == (1 << size)[:3] - 1),
+            group.eq(Mux(tile == 0, Mux(value, place.v, place.k), following)),
+        ]
+        with m.If(writer.is_header):
+            with m.Switch(writer.header):
+                for n in range(HEADER_BITS):
+                    with m.Case(1 << n):
+                        m.d.comb += offset.eq(place.lane << n + 1)
+            m.d.comb += writer.address.eq(place.chunk + offset)
         with m.Else():
-            m.d.comb += writer.address.eq(following)
-        with m.If(writer.issue):
-            m.d.sync += following.eq(writer.address + tile_bytes)
+            m.d.comb += [
+                offset.eq((place.lane << lane_bits + 1) >> writer.apart),
+                writer.address.eq(group + offset),
+            ]
+        with m.If(start):
+            m.d.sync += [size.eq(first_size), inside.eq(0)]
+        with m.Elif(writer.issue & ~writer.is_header):
+            m.d.sync += [inside.eq(inside + 1), following.eq(group)]
+            with m.If(writer.emit):
+                m.d.sync += [
+                    inside.eq(0),
+                    following.eq(group + (C(1 << 2 * lane_bits + 1) >> writer.apart)),
+                ]
+                left = job.tiles - 1 - tile
+                m.d.sync += size.eq(Mux(row_end, first_size, group_size(packed, left)))
 
-    def _confirm(self, m: Module, start: Value, job: data.View) -> Signal:
+    def _confirm(self, m: Module, start: Value, job: data.View, header: Value) -> Signal:
         """Number of the first token whose writes are not all acknowledged."""
-        writes = (job.tiles + is_scaled(job.format)) << 1  # of a token
+        tiles, packed = job.tiles, packing(job.format)
+        whole = tiles >> packed
+        rest = Mux(packed == 0, 0, tiles[0] + Mux(packed == 2, tiles[1], 0))
+        writes = ((whole + rest) << 1) + header.any()  # of a token
         count, token = Signal(10), Signal(16)
         with m.If(start):
             m.d.sync += [count.eq(0), token.eq(0)]

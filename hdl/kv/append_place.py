@@ -9,16 +9,19 @@ from amaranth.lib.wiring import In, Out
 from m890.hdl.commands import Error
 from m890.hdl.config import PAGE_NUMBER_BITS, TOKEN_BITS, CoreConfig
 from m890.hdl.control.layouts import append_layout, bits
-from m890.hdl.kv.items import is_narrow, is_scaled
+from m890.hdl.kv.items import COMMAND_BEATS_BITS, HEADER_BITS, header_beats, packing
 from m890.hdl.memory.ports import ReadPort
 from m890.hdl.memory.queue import Queue
+
+PLACES = 4
+"""Places ahead: they hide the look-up at the border of a chunk."""
 
 
 def place_layout(config: CoreConfig) -> data.StructLayout:
     """Where a token goes, or why it cannot (`error`).
 
-    chunk, k, v: addresses of its chunk and of its part of the first K and V tile; lane: token
-    within the chunk; index: token within the command; last: of the command.
+    chunk, k, v: addresses of its chunk and of the chunk's K and V; lane: token within the chunk;
+    index: token within the command; last: of the command.
     """
     address = config.address_bits
     return data.StructLayout(
@@ -49,7 +52,7 @@ class AppendPlaces(wiring.Component):
         One token per cycle within a chunk; 5 cycles more per chunk, and a table read for each table
         beat where the command spans several.
     Storage
-        One table beat, two places.
+        One table beat, PLACES places.
     Errors
         BAD_PAGE: a page number of `pages` or more. BUS_ERROR: the table could not be read.
     """
@@ -81,7 +84,7 @@ class AppendPlaces(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, job, table = self._config, self.job, self.table
-        m.submodules.places = places = Queue(place_layout(config), 2)
+        m.submodules.places = places = Queue(place_layout(config), PLACES)
         wiring.connect(m, places.o, wiring.flipped(self.o))
 
         token = Signal(TOKEN_BITS)
@@ -95,7 +98,7 @@ class AppendPlaces(wiring.Component):
 
         chunk, k, v = (Signal(config.address_bits, name=n) for n in ("chunk", "k", "v"))
         product = Signal(config.address_bits)
-        k_offset, v_offset, chunk_bytes, row_bytes = self._sizes()
+        k_offset, v_offset, chunk_bytes = self._sizes(m)
         lane = token[: self._lane_bits]
         inside = token[self._lane_bits : self._page_bits]  # chunk within the page
 
@@ -187,31 +190,32 @@ class AppendPlaces(wiring.Component):
                 m.d.sync += chunk.eq(chunk + product)
                 m.next = "ROWS"
             with m.State("ROWS"):
-                within = lane * row_bytes  # a power of two
-                m.d.sync += [k.eq(chunk + k_offset + within), v.eq(chunk + v_offset + within)]
+                m.d.sync += [k.eq(chunk + k_offset), v.eq(chunk + v_offset)]
                 m.next = "GIVE"
             with m.State("GIVE"):
                 m.d.comb += places.i.valid.eq(1)
                 with m.If(places.i.ready):
-                    m.d.sync += [
-                        token.eq(token + 1), left.eq(left - 1),
-                        k.eq(k + row_bytes), v.eq(v + row_bytes),
-                    ]  # fmt: skip
+                    m.d.sync += [token.eq(token + 1), left.eq(left - 1)]
                     with m.If(place.last | self.stop):
                         m.next = "IDLE"
                     with m.Elif(lane == config.lanes - 1):
                         m.next = "PICK"
         return m
 
-    def _sizes(self) -> tuple[Value, Value, Value, Value]:
-        """Bytes: offsets of K and V in a chunk, the chunk, one token's row in a tile."""
-        config, job = self._config, self.job
-        narrow = is_narrow(job.format)
-        row = Mux(narrow, config.lanes, 2 * config.lanes)
-        tile_bits = 2 * self._lane_bits  # of lanes x lanes bytes
-        tiles = Mux(narrow, job.tiles, job.tiles << 1) << tile_bits
-        k_offset = Mux(is_scaled(job.format), 2 * config.port_bytes, 0)
-        return k_offset, k_offset + tiles, k_offset + (tiles << 1), row
+    def _sizes(self, m: Module) -> tuple[Value, Value, Value]:
+        """Bytes: offsets of K and V in a chunk, and the chunk. Two cycles after `job`."""
+        job = self.job
+        tiles, header = Signal(COMMAND_BEATS_BITS), Signal(HEADER_BITS)
+        k, v, chunk = (Signal(COMMAND_BEATS_BITS + 1, name=f"{n}_beats") for n in ("k", "v", "all"))
+        m.d.sync += [
+            tiles.eq((job.tiles << self._lane_bits) >> packing(job.format)),
+            header.eq(header_beats(self._config, job.format, job.tiles, job.tags)),
+            k.eq(header),
+            v.eq(header + tiles),
+            chunk.eq(header + (tiles << 1)),
+        ]
+        beat = C(0, self._lane_bits + 1)
+        return Cat(beat, k), Cat(beat, v), Cat(beat, chunk)
 
     def _compare(
         self, m: Module, valid: Value, beat: Value, line: Value, page: Value, final: Value

@@ -1,11 +1,11 @@
-"""Append's write side: codes and scales become strobed beats of the memory port."""
+"""Append's write side: codes, scales and tags become strobed beats of the memory port."""
 
-from amaranth.hdl import C, Cat, Module, Mux, Signal
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import CoreConfig
-from m890.hdl.kv.items import is_narrow
+from m890.hdl.kv.items import HEADER_BITS, is_scaled, packing
 from m890.hdl.memory.ports import WritePort, request_layout
 from m890.hdl.memory.queue import Queue
 from m890.hdl.numerics.formats import Format
@@ -20,13 +20,17 @@ class AppendWriter(wiring.Component):
     """Quantises beats of a row and forms their writes.
 
     Function
-        The codes of a beat (Quantise) are packed, 8-bit formats two per 16 bits, and put where the
-        address lies within the port's beat; strobes mark them. A scale is two bytes likewise.
+        The codes (Quantise) of a group's tiles are packed into one write, put where the address
+        lies within the port's beat; strobes mark them. So is a token's entry of the header: scale
+        and tag of K, then of V.
     Members
-        format, source_format : In. Steady while writes are under way.
-        issue : In. A write is wanted; only with `room`.
-        address, scale, is_scale : In, with `issue`. Byte address of the write: a scale's two bytes
-            (`is_scale`), else the codes of `beat`. scale : the row's, as BF16 bits.
+        format, source_format, header : In. Steady while writes are under way. header : bytes of
+            half an entry.
+        issue : In. A tile is to be quantised, or an entry to be written; only with `room`.
+        emit, is_header, address : In, with `issue`. The tile is its group's last, or there is none
+            but the entry: a write to this byte address.
+        apart : In, with `issue`. log2 of the tokens whose groups share a port beat.
+        scale : In, with `issue`. The row's scale as BF16 bits. k_scale : with `is_header`, K's.
         beat : In. `lanes` elements of the row, one cycle after `issue`.
         room : Out.
         event : Out. One cycle: QUANTISE happened in codes that were issued.
@@ -34,19 +38,23 @@ class AppendWriter(wiring.Component):
     Latency
         issue to `request.valid`: 11 cycles where nothing waits.
     Throughput
-        One write per cycle.
+        One tile or entry per cycle.
     Backpressure
         `room` depends on state only.
     Storage
-        WRITES port beats with strobes and addresses.
+        WRITES port beats with strobes and addresses; the codes of a group.
     """
 
     format: Signal
     source_format: Signal
+    header: Signal
     issue: Signal
+    emit: Signal
+    is_header: Signal
+    apart: Signal
     address: Signal
     scale: Signal
-    is_scale: Signal
+    k_scale: Signal
     beat: Signal
     room: Signal
     event: Signal
@@ -60,10 +68,14 @@ class AppendWriter(wiring.Component):
             {
                 "format": In(4),
                 "source_format": In(4),
+                "header": In(HEADER_BITS),
                 "issue": In(1),
+                "emit": In(1),
+                "is_header": In(1),
+                "apart": In(2),
                 "address": In(config.address_bits),
                 "scale": In(16),
-                "is_scale": In(1),
+                "k_scale": In(16),
                 "beat": In(config.port_bits),
                 "room": Out(1),
                 "event": Out(1),
@@ -75,7 +87,8 @@ class AppendWriter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self._config
-        lanes, offset_bits = config.lanes, config.port_bytes.bit_length() - 1
+        lanes, port = config.lanes, config.port_bytes
+        offset_bits = port.bit_length() - 1
         m.submodules.quantise = quantise = Quantise(lanes)
         scale = delay(m, self.scale, 1, name="scale")
         m.d.comb += [
@@ -87,29 +100,30 @@ class AppendWriter(wiring.Component):
         depth = 1 + quantise.latency
         valid = delay(m, self.issue, depth, name="valid", reset=True)
         address = delay(m, self.address, depth, name="address")
-        is_scale = delay(m, self.is_scale, depth, name="is_scale")
+        emit = delay(m, self.emit, depth, name="emit")
+        is_header = delay(m, self.is_header, depth, name="is_header")
+        apart = delay(m, self.apart, depth, name="apart")
         scale = delay(m, scale, quantise.latency, name="scale_late")
+        k_scale = delay(m, self.k_scale, depth, name="k_scale")
 
-        narrow = is_narrow(self.format)
-        offset = address[:offset_bits]
-        strobe = Mux(
-            is_scale,
-            C(3) << offset,
-            Mux(narrow, C((1 << lanes) - 1) << offset, C((1 << 2 * lanes) - 1)),
-        )
-        half = Cat(code[:8] for code in quantise.codes)
-        codes = Mux(narrow, Cat(half, half), quantise.codes.as_value())
+        with_scale = is_scaled(self.format)
+        scales = [Mux(with_scale, k_scale, 0), Mux(with_scale, scale, 0)]
+        entry, entry_bytes = self._entry(m, scales)
+        codes = self._pack(m, quantise.codes, valid & ~is_header, apart)
+        group_bytes = [C((1 << (port >> n)) - 1, port) for n in range(3)]
+        mask = Mux(apart == 0, group_bytes[0], Mux(apart == 1, group_bytes[1], group_bytes[2]))
+        strobe = Mux(is_header, entry_bytes, mask) << address[:offset_bits]
         m.submodules.requests = requests = Queue(request_layout(config), WRITES)
         shape = data.StructLayout({"data": config.port_bits, "strobe": config.port_bytes})
         m.submodules.words = words = Queue(shape, WRITES)
         m.d.comb += [
-            requests.i.valid.eq(valid),
+            requests.i.valid.eq(valid & (emit | is_header)),
             requests.i.payload.address.eq(Cat(C(0, offset_bits), address[offset_bits:])),
             requests.i.payload.beats.eq(1),
-            words.i.valid.eq(valid),
-            words.i.payload.data.eq(Mux(is_scale, scale.replicate(lanes), codes)),
+            words.i.valid.eq(valid & (emit | is_header)),
+            words.i.payload.data.eq(Mux(is_header, entry, codes)),
             words.i.payload.strobe.eq(strobe),
-            self.event.eq(valid & ~is_scale & quantise.event),
+            self.event.eq(valid & ~is_header & quantise.event),
         ]
         # What is in the pipeline must find room, and so must the write that is decided on now.
         most = WRITES - depth - 1
@@ -117,3 +131,34 @@ class AppendWriter(wiring.Component):
         wiring.connect(m, requests.o, wiring.flipped(self.request))
         wiring.connect(m, words.o, wiring.flipped(self.beats))
         return m
+
+    def _pack(self, m: Module, codes: data.View, valid: Value, apart: Value) -> Value:
+        """A port beat that holds the group's codes so far, in every place where they may go."""
+        bits = self._config.port_bits
+        kept, after = Signal(bits, name="group"), Signal(bits, name="group_after")
+        packed = packing(self.format)
+        pieces = [Cat(code[: 16 >> n] for code in codes) for n in range(3)]
+        # Each tile moves the earlier ones down: a group ends at the top.
+        m.d.comb += after.eq(pieces[0])
+        for n in (1, 2):
+            with m.If(packed == n):
+                m.d.comb += after.eq(Cat(kept[len(pieces[n]) :], pieces[n]))
+        with m.If(valid):
+            m.d.sync += kept.eq(after)
+        half, quarter = after[bits // 2 :], after[3 * bits // 4 :]
+        return Mux(apart == 0, after, Mux(apart == 1, half.replicate(2), quarter.replicate(4)))
+
+    def _entry(self, m: Module, scales: list[Value]) -> tuple[Signal, Signal]:
+        """A token's entry of the header in every place of a beat, and strobes of the first."""
+        config = self._config
+        entry, mask = Signal(config.port_bits, name="entry"), Signal(config.port_bytes)
+        with m.Switch(self.header):
+            for n in range(config.lanes.bit_length()):
+                half = 1 << n
+                with m.Case(half):
+                    word = Cat(Cat(scale, C(0, 8 * half))[: 8 * half] for scale in scales)
+                    places = config.port_bytes // (2 * half)
+                    m.d.comb += [
+                        entry.eq(word.replicate(places)), mask.eq((1 << 2 * half) - 1)
+                    ]  # fmt: skip
+        return entry, mask

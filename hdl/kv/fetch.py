@@ -2,20 +2,23 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Mux, ShapeLike, Signal
+from amaranth.hdl import Const, Module, Mux, ShapeLike, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import CoreConfig
+from m890.hdl.kv.header import header_layout
 from m890.hdl.kv.items import (
     COMMAND_BEATS_BITS,
     COUNT_BITS,
+    HEADER_BITS,
     ITEM_DEPTH,
     beat_layout,
     command_layout,
     raw_layout,
-    scale_layout,
+    tile_beat_layout,
 )
+from m890.hdl.kv.regroup import Regroup
 from m890.hdl.memory.ports import ReadPort, request_layout
 from m890.hdl.memory.queue import Queue
 
@@ -23,8 +26,6 @@ LONGEST_PIECE = 32
 """Most port beats of one request."""
 REQUESTS = 8
 """Requests under way."""
-SCALES = 8
-"""Chunks whose scales may wait."""
 
 
 class Fetcher(wiring.Component):
@@ -32,31 +33,37 @@ class Fetcher(wiring.Component):
 
     Function
         Each command is requested in pieces of up to `piece` beats, each as soon as the buffer has
-        room for all of it, so read data never wait. The two scale beats of a `scaled` command are
-        split off.
+        room for all of it, so read data never wait. The first `header` beats of a command go to
+        `header`. With `tiles` the buffer is a Regroup, and a command's other beats are a chunk's K
+        (or V).
     Members
         i : stream of commands. port : read port.
-        o : stream of beats with the command's tag.
-        scale : stream of a scaled command's scales, once both have come.
+        o : stream of beats with the command's tag; with `tiles` of tile beats (Regroup).
+        header_reserve : a command with a header is requested. header_room : it may be.
+        header_valid, header : a beat of a header has come.
         bus_error[slot] : a beat of a command of `slot` came with a bus error, in this cycle.
     Latency
         Command to request: 4 cycles. Data to o: 2 cycles.
     Throughput
         One beat per cycle; two cycles and the memory's ready between requests.
     Backpressure
-        Requests stop when buffer, scale queue or the list of requests under way is full.
+        Requests stop when the buffer or the list of requests under way is full, or a header has no
+        room.
     Storage
-        depth beats with tag; SCALES x 2 port beats; ITEM_DEPTH commands; REQUESTS tags.
+        depth beats with tag; ITEM_DEPTH commands; REQUESTS tags.
     Errors
         A beat with a bus error is delivered like any other.
     Parameters
-        tag : shape that returns with every beat. depth : beats of the buffer. piece : <= depth.
-        scales : build the scale path; without it no command may be `scaled`.
+        tag : shape that returns with every beat. depth : beats of the buffer. piece : <= depth;
+        headers are not longer. tiles : the tag is CHUNK_TAG, the buffer a Regroup.
     """
 
     i: stream.Interface
     o: stream.Interface
-    scale: stream.Interface
+    header_reserve: Signal
+    header_room: Signal
+    header_valid: Signal
+    header: Any
     port: Any
     bus_error: Signal
 
@@ -67,7 +74,7 @@ class Fetcher(wiring.Component):
         tag: ShapeLike,
         depth: int,
         piece: int | None = None,
-        scales: bool = False,
+        tiles: bool = False,
     ) -> None:
         self.config = config
         self.depth = depth
@@ -75,12 +82,16 @@ class Fetcher(wiring.Component):
         if not 2 <= self.piece <= depth:
             raise ValueError(f"a piece has 2 to {depth} beats (the buffer's), not {self.piece}")
         self._tag = tag
-        self._scales = scales
+        self._tiles = tiles
+        out = tile_beat_layout(config) if tiles else beat_layout(config, tag)
         super().__init__(
             {
                 "i": In(stream.Signature(command_layout(config, tag))),
-                "o": Out(stream.Signature(beat_layout(config, tag))),
-                "scale": Out(stream.Signature(scale_layout(config))),
+                "o": Out(stream.Signature(out)),
+                "header_reserve": Out(1),
+                "header_room": In(1),
+                "header_valid": Out(1),
+                "header": Out(header_layout(config)),
                 "port": Out(ReadPort(config)),
                 "bus_error": Out(2),
             }
@@ -89,20 +100,18 @@ class Fetcher(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, tag = self.config, self._tag
-        flight_shape = data.StructLayout({"slot": 1, "first": 1, "scaled": 1, "tag": tag})
+        flight_shape = data.StructLayout({"slot": 1, "first": 1, "header": HEADER_BITS, "tag": tag})
         m.submodules.commands = commands = Queue(command_layout(config, tag), ITEM_DEPTH)
-        m.submodules.buffer = buffer = Queue(beat_layout(config, tag), self.depth, sram=True)
         # In registers: what a request brings must be known in the cycle after it.
         m.submodules.flight = flight = Queue(flight_shape, REQUESTS, sram=False)
         wiring.connect(m, wiring.flipped(self.i), commands.i)
-        wiring.connect(m, buffer.o, wiring.flipped(self.o))
 
         reserved = Signal(range(self.depth + 1))  # beats asked for and not yet gone
         grant = Signal(range(self.piece + 1))
         gone, split = Signal(), Signal()
         m.d.sync += reserved.eq(reserved + grant - gone - split)
-        m.d.comb += gone.eq(buffer.o.valid & buffer.o.ready)
-        scale_room = self._split(m, flight, split)
+        chunk_room = self._buffer(m, flight, split, gone)
+        self._split(m, flight, split)
 
         command = Signal(command_layout(config, tag))
         first = Signal()  # the next piece is the command's first
@@ -113,7 +122,7 @@ class Fetcher(wiring.Component):
             self.port.request.payload.eq(request),
             flight.i.payload.slot.eq(command.slot),
             flight.i.payload.first.eq(first),
-            flight.i.payload.scaled.eq(command.scaled & first),
+            flight.i.payload.header.eq(Mux(first, command.header, 0)),
             flight.i.payload.tag.eq(command.tag),
         ]
         with m.FSM(name="fetch"):
@@ -126,9 +135,12 @@ class Fetcher(wiring.Component):
                 m.d.sync += size.eq(Mux(command.beats > self.piece, self.piece, command.beats))
                 m.next = "ROOM"
             with m.State("ROOM"):
-                room = reserved + size <= self.depth
-                with m.If(room & flight.i.ready & (~(command.scaled & first) | scale_room)):
-                    m.d.comb += [grant.eq(size), flight.i.valid.eq(1)]
+                room = (reserved + size <= self.depth) & (~first | chunk_room)
+                with_header = first & command.header.any()
+                with m.If(room & flight.i.ready & (~with_header | self.header_room)):
+                    m.d.comb += [
+                        grant.eq(size), flight.i.valid.eq(1), self.header_reserve.eq(with_header)
+                    ]  # fmt: skip
                     m.d.sync += [
                         request.address.eq(command.address),
                         request.beats.eq(size),
@@ -148,49 +160,55 @@ class Fetcher(wiring.Component):
                         m.next = "SIZE"
 
         coming = flight.o.payload
+        m.d.comb += flight.o.ready.eq(self.port.data_valid & self.port.last)
+        with m.If(self.port.data_valid & self.port.error):
+            for slot in range(2):
+                m.d.comb += self.bus_error[slot].eq(coming.slot == slot)
+        return m
+
+    def _buffer(self, m: Module, flight: Queue, split: Value, gone: Signal) -> Value:
+        """Where beats wait; whether a further command's chunk would be taken note of."""
+        coming = flight.o.payload
+        store = self.port.data_valid & ~split
+        if self._tiles:
+            m.submodules.buffer = regroup = Regroup(self.config, self.depth)
+            wiring.connect(m, regroup.o, wiring.flipped(self.o))
+            m.d.comb += [
+                regroup.write.eq(store), regroup.data.eq(self.port.data), gone.eq(regroup.freed),
+                regroup.chunk.payload.eq(flight.i.payload.tag),
+                regroup.chunk.valid.eq(flight.i.valid & flight.i.payload.first),
+            ]  # fmt: skip
+            return regroup.chunk.ready
+        shape = beat_layout(self.config, self._tag)
+        m.submodules.buffer = buffer = Queue(shape, self.depth, sram=True)
+        wiring.connect(m, buffer.o, wiring.flipped(self.o))
         first_beat = Signal(init=1)  # of the request
+        with m.If(self.port.data_valid):
+            m.d.sync += first_beat.eq(self.port.last)
         m.d.comb += [
-            flight.o.ready.eq(self.port.data_valid & self.port.last),
-            buffer.i.valid.eq(self.port.data_valid & ~split),
+            gone.eq(buffer.o.valid & buffer.o.ready),
+            buffer.i.valid.eq(store),
             buffer.i.payload.data.eq(self.port.data),
             buffer.i.payload.first.eq(coming.first & first_beat),
             buffer.i.payload.tag.eq(coming.tag),
         ]
-        with m.If(self.port.data_valid):
-            m.d.sync += first_beat.eq(self.port.last)
-            with m.If(self.port.error):
-                for slot in range(2):
-                    m.d.comb += self.bus_error[slot].eq(coming.slot == slot)
-        return m
+        return Const(1)
 
-    def _split(self, m: Module, flight: Queue, split: Signal) -> Signal:
-        """Takes the scale beats off; whether the next chunk's scales would have room."""
-        room = Signal()
-        if not self._scales:
-            return room
-        m.submodules.scales = scales = Queue(scale_layout(self.config), SCALES)
-        wiring.connect(m, scales.o, wiring.flipped(self.scale))
-        reserved = Signal(range(SCALES + 1))
-        seen = Signal(2)  # beats of the request, up to 2
-        k = Signal(self.config.port_bits)
-        gone = scales.o.valid & scales.o.ready
-        asked = flight.i.valid & flight.i.ready & flight.i.payload.scaled
-        m.d.sync += reserved.eq(reserved + asked - gone)
+    def _split(self, m: Module, flight: Queue, split: Signal) -> None:
+        """Takes the beats of headers off."""
+        coming, header = flight.o.payload, self.header
+        seen = Signal(HEADER_BITS)  # beats of the request, up to its header's
         m.d.comb += [
-            room.eq(reserved != SCALES),
-            split.eq(self.port.data_valid & flight.o.payload.scaled & (seen != 2)),
-            scales.i.valid.eq(split & (seen == 1)),
-            scales.i.payload.k.as_value().eq(k),
-            scales.i.payload.v.as_value().eq(self.port.data),
+            split.eq(self.port.data_valid & (seen != coming.header)),
+            self.header_valid.eq(split),
+            header.data.eq(self.port.data),
+            header.last.eq(seen + 1 == coming.header),
+            header.beats.eq(coming.header),
         ]
+        if self._tiles:
+            m.d.comb += [header.format.eq(coming.tag.format), header.tags.eq(coming.tag.tags)]
         with m.If(self.port.data_valid):
-            with m.If(seen == 0):
-                m.d.sync += k.eq(self.port.data)
-            with m.If(self.port.last):
-                m.d.sync += seen.eq(0)
-            with m.Elif(seen != 2):
-                m.d.sync += seen.eq(seen + 1)
-        return room
+            m.d.sync += seen.eq(Mux(self.port.last, 0, seen + split))
 
 
 class RawFetcher(wiring.Component):

@@ -5,24 +5,23 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import CoreConfig
-from m890.hdl.kv.items import beat_layout, elements_layout
+from m890.hdl.kv.items import elements_layout, packing, tile_beat_layout
 from m890.hdl.memory.queue import Queue
 
 
 class Gearbox(wiring.Component):
-    """Widens 8-bit elements to 16 bits, so that every element beat has `lanes` raw codes.
+    """Picks an element beat out of its port beat: `lanes` raw codes of 16 bits.
 
     Function
-        A wide beat passes as it is; a narrow one (`tag` set) becomes two beats, low half first,
-        each byte zero-extended.
+        Codes of part `part`, zero-extended.
     Members
-        i : stream of fetched beats, tag = narrow. o : stream of element beats.
+        i : stream of port beats (Regroup). o : stream of element beats.
     Latency
         1 cycle.
     Throughput
         One element beat per cycle, across changes of format too.
     Backpressure
-        i.ready depends on i.payload and stored state, not on o.ready.
+        i.ready depends on stored state only.
     Storage
         Two element beats.
     """
@@ -34,7 +33,7 @@ class Gearbox(wiring.Component):
         self.config = config
         super().__init__(
             {
-                "i": In(stream.Signature(beat_layout(config, 1))),
+                "i": In(stream.Signature(tile_beat_layout(config))),
                 "o": Out(stream.Signature(elements_layout(config))),
             }
         )
@@ -42,20 +41,22 @@ class Gearbox(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         lanes, beat = self.config.lanes, self.i.payload
-        high = Signal()  # the low half has gone
 
-        def half(n: int) -> Value:
-            codes = [beat.data[8 * (n * lanes + lane) :][:8] for lane in range(lanes)]
-            return Cat(Cat(code, Const(0, 8)) for code in codes)
+        def codes(bits: int, part: int) -> Value:
+            """Part `part` of a beat of elements of `bits` bits."""
+            start = part * lanes * bits
+            return Cat(
+                Cat(beat.data[start + n * bits :][:bits], Const(0, 16 - bits)) for n in range(lanes)
+            )
 
         # Two places, so that the array's ready ends here and does not reach the buffer's memory.
         m.submodules.out = out = Queue(elements_layout(self.config), 2)
         wiring.connect(m, out.o, wiring.flipped(self.o))
+        narrow = Signal(16 * lanes)
         m.d.comb += [
-            self.i.ready.eq(out.i.ready & (~beat.tag | high)),
+            self.i.ready.eq(out.i.ready),
             out.i.valid.eq(self.i.valid),
-            out.i.payload.as_value().eq(Mux(beat.tag, Mux(high, half(1), half(0)), beat.data)),
+            narrow.eq(Mux(beat.part[0], codes(8, 1), codes(8, 0))),
+            out.i.payload.as_value().eq(Mux(packing(beat.format) == 1, narrow, beat.data)),
         ]
-        with m.If(out.i.valid & out.i.ready):
-            m.d.sync += high.eq(beat.tag & ~high)
         return m

@@ -2,11 +2,12 @@
 
 from enum import IntEnum
 
-from amaranth.hdl import ShapeLike, Value
+from amaranth.hdl import Cat, Const, Mux, ShapeLike, Value
 from amaranth.lib import data
 
 from m890.hdl.config import TOKEN_BITS, CoreConfig
-from m890.hdl.numerics.formats import CODINGS
+from m890.hdl.layout import TAG_BYTES
+from m890.hdl.numerics.formats import CODINGS, GROUP
 
 ITEM_DEPTH = 8
 """Items that the sequencer may look ahead; also the chunks that each fetcher knows ahead."""
@@ -14,10 +15,12 @@ COUNT_BITS = 8
 """Rows, tiles, segments and segment indices."""
 COMMAND_BEATS_BITS = 12
 """Port beats of one fetch command: a chunk's K with its scales, or one stored row."""
-NARROW = [c.format.value for c in CODINGS.values() if c.bytes == 1]
-"""Formats of one byte per element."""
 SCALED = [c.format.value for c in CODINGS.values() if c.scaled]
-"""Formats with two port beats of scales before a chunk's tiles."""
+"""Formats with a BF16 scale per token."""
+GROUPED = [c.format.value for c in CODINGS.values() if c.grouped]
+"""Formats with an E8M0 scale per token and GROUP features."""
+HEADER_BITS = 6
+"""Port beats of a chunk's header: a power of two up to 32, or none."""
 
 
 class ItemKind(IntEnum):
@@ -28,14 +31,40 @@ class ItemKind(IntEnum):
     END = 2  # the job's last item: carries its error
 
 
-def is_narrow(code: Value) -> Value:
-    """Whether a format's elements take one byte."""
-    return code.matches(*NARROW)
+def packing(code: Value) -> Value:
+    """log2 of a format's elements in 16 bits: 0 for 16 bits each, 1 for 8, 2 for 4."""
+    sizes = [[c.format.value for c in CODINGS.values() if c.packed == n] for n in (2, 4)]
+    return Cat(code.matches(*some) for some in sizes)
 
 
 def is_scaled(code: Value) -> Value:
-    """Whether a format has a scale per token."""
+    """Whether a format has a BF16 scale per token."""
     return code.matches(*SCALED)
+
+
+def is_grouped(code: Value) -> Value:
+    """Whether a format has an E8M0 scale per token and GROUP features."""
+    return code.matches(*GROUPED)
+
+
+def header_beats(config: CoreConfig, code: Value, tiles: Value, tags: Value) -> Value:
+    """Port beats of a chunk's header, also bytes of half an entry: PageLayout.header_beats."""
+    per_tile = GROUP // config.lanes if config.lanes < GROUP else 1
+    groups = (tiles + per_tile - 1) >> (per_tile.bit_length() - 1)
+    if config.lanes > GROUP:
+        groups = groups << 1
+    scales = Mux(is_grouped(code), groups, Mux(is_scaled(code), 2, 0))
+    need = scales + Mux(tags, TAG_BYTES, 0)
+    beats: Value = Const(0, HEADER_BITS)
+    for least in (0, 1, 2, 4, 8, 16):
+        beats = Mux(need > least, Const(max(1, 2 * least), HEADER_BITS), beats)
+    return beats
+
+
+def group_size(packed: Value, left: Value) -> Value:
+    """log2 of the tiles of the next group, where `left` (1 or more) are left: PageLayout.groups."""
+    two = (packed != 0) & (left >= 2)
+    return Mux((packed == 2) & (left >= 4), 2, two)
 
 
 def elements_layout(config: CoreConfig) -> data.ArrayLayout:
@@ -55,6 +84,7 @@ def job_layout(config: CoreConfig) -> data.StructLayout:
             "stride": 32,
             "tiles": COUNT_BITS,
             "format": 4,
+            "tags": 1,
             "bias": 1,
             "rows": COUNT_BITS,
             "ident": 16,
@@ -106,6 +136,7 @@ def item_layout(config: CoreConfig) -> data.StructLayout:
             "ident": 16,
             "tiles": COUNT_BITS,
             "format": 4,
+            "tags": 1,
             "rows": COUNT_BITS,
             "bias": 1,
             "draft": 1,
@@ -137,13 +168,15 @@ def entry_layout(config: CoreConfig) -> data.StructLayout:
 
 
 def located_layout(config: CoreConfig) -> data.StructLayout:
-    """From translator to fetchers: an item, its first byte, its first V byte, its K tile beats."""
+    """From translator to fetchers: an item, its first byte, its first V byte, port beats of its
+    header and of its K."""
     address = config.address_bits
     return data.StructLayout(
         {
             "item": item_layout(config),
             "address": address,
             "v_address": address,
+            "header": HEADER_BITS,
             "beats": COMMAND_BEATS_BITS,
             "source": address,
         }
@@ -153,14 +186,14 @@ def located_layout(config: CoreConfig) -> data.StructLayout:
 def command_layout(config: CoreConfig, tag: ShapeLike) -> data.StructLayout:
     """A fetch command: `beats` port beats from `address`.
 
-    With `scaled`, the first two are scales and are split off. `tag` returns with every beat.
+    The first `header` of them are split off. `tag` returns with every beat.
     """
     return data.StructLayout(
         {
             "address": config.address_bits,
             "beats": COMMAND_BEATS_BITS,
             "slot": 1,
-            "scaled": 1,
+            "header": HEADER_BITS,
             "tag": tag,
         }
     )
@@ -169,6 +202,15 @@ def command_layout(config: CoreConfig, tag: ShapeLike) -> data.StructLayout:
 def beat_layout(config: CoreConfig, tag: ShapeLike) -> data.StructLayout:
     """A fetched port beat with its command's tag; `first` marks the command's first beat."""
     return data.StructLayout({"data": config.port_bits, "first": 1, "tag": tag})
+
+
+CHUNK_TAG = data.StructLayout({"format": 4, "tiles": COUNT_BITS, "tags": 1})
+"""What the K and V fetchers know of a chunk."""
+
+
+def tile_beat_layout(config: CoreConfig) -> data.StructLayout:
+    """A port beat that holds an element beat: `part` counts places of its size from the low end."""
+    return data.StructLayout({"data": config.port_bits, "part": 2, "format": 4})
 
 
 def scale_layout(config: CoreConfig) -> data.StructLayout:

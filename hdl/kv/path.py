@@ -9,12 +9,12 @@ from amaranth.lib.wiring import In, Out
 from m890.hdl.config import CoreConfig
 from m890.hdl.kv.fetch import Fetcher, RawFetcher
 from m890.hdl.kv.gearbox import Gearbox
+from m890.hdl.kv.header import HeaderReader
 from m890.hdl.kv.items import (
+    CHUNK_TAG,
     ITEM_DEPTH,
     ItemKind,
     elements_layout,
-    is_narrow,
-    is_scaled,
     item_layout,
     job_layout,
     raw_layout,
@@ -111,8 +111,9 @@ class KvPath(wiring.Component):
         m.submodules.walker = walker = Walker(config)
         m.submodules.translator = translator = Translator(config)
         m.submodules.items = items = Queue(item_layout(config), ITEM_DEPTH)
-        m.submodules.k_fetch = k = Fetcher(config, tag=1, depth=config.fifo_beats, scales=True)
-        m.submodules.v_fetch = v = Fetcher(config, tag=1, depth=config.fifo_beats)
+        m.submodules.k_fetch = k = self._tile_fetcher()
+        m.submodules.v_fetch = v = self._tile_fetcher()
+        m.submodules.header = header = HeaderReader(config)
         m.submodules.bias_fetch = bias = Fetcher(
             config, tag=1, depth=max(2 * config.rows, 4), piece=max(config.rows, 2)
         )
@@ -131,12 +132,16 @@ class KvPath(wiring.Component):
         wiring.connect(m, v.o, v_gearbox.i)
         wiring.connect(m, v_gearbox.o, transposer.i)
         for source, name in (
-            (items.o, "item"), (k_gearbox.o, "k_beat"), (k.scale, "scale"), (raw.o, "raw_beat"),
-            (translator.table, "table"), (k.port, "k"), (v.port, "v"), (bias.port, "bias"),
-            (raw.port, "raw"),
+            (items.o, "item"), (k_gearbox.o, "k_beat"), (header.scale, "scale"),
+            (raw.o, "raw_beat"), (translator.table, "table"), (k.port, "k"), (v.port, "v"),
+            (bias.port, "bias"), (raw.port, "raw"),
         ):  # fmt: skip
             out(source, name)
         m.d.comb += [
+            header.reserve.eq(k.header_reserve),
+            k.header_room.eq(header.room),
+            header.valid.eq(k.header_valid),
+            header.beat.eq(k.header),
             self.see.eq(walker.see),
             walker.seen.eq(self.seen),
             self.v_beat.valid.eq(transposer.o.valid),
@@ -156,6 +161,9 @@ class KvPath(wiring.Component):
         m.d.comb += self.walking.eq((jobs != 0) & ~self.item.valid)
         return m
 
+    def _tile_fetcher(self) -> Fetcher:
+        return Fetcher(self.config, tag=CHUNK_TAG, depth=self.config.fifo_beats, tiles=True)
+
     def _share(
         self,
         m: Module,
@@ -169,7 +177,6 @@ class KvPath(wiring.Component):
         """Hands every located item to the sequencer and to the fetchers that it concerns."""
         payload, item = located.payload, located.payload.item
         chunk = item.kind == ItemKind.CHUNK
-        scaled = is_scaled(item.format)
         targets = (
             (items.i, Const(1)),
             (k.i, chunk),
@@ -190,13 +197,17 @@ class KvPath(wiring.Component):
             located.ready.eq(done.all()),
             items.i.payload.eq(item),
             k.i.payload.address.eq(payload.address),
-            k.i.payload.beats.eq(payload.beats + (scaled << 1)),
-            k.i.payload.scaled.eq(scaled),
+            k.i.payload.beats.eq(payload.beats + payload.header),
+            k.i.payload.header.eq(payload.header),
             v.i.payload.address.eq(payload.v_address),
             v.i.payload.beats.eq(payload.beats),
             bias.i.payload.address.eq(payload.source),
             bias.i.payload.beats.eq(item.rows),
-            Cat(k.i.payload.tag, v.i.payload.tag).eq(is_narrow(item.format).replicate(2)),
+            *(
+                fetcher.i.payload.tag[name].eq(item[name])
+                for fetcher in (k, v)
+                for name in CHUNK_TAG.members
+            ),
             Cat(command.i.payload.slot for command in (k, v, bias, raw)).eq(item.slot.replicate(4)),
             raw.i.payload.source.eq(payload.source),
             raw.i.payload.rows.eq(item.rows),

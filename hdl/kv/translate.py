@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,11 +11,12 @@ from m890.hdl.config import PAGE_NUMBER_BITS, TOKEN_BITS, CoreConfig
 from m890.hdl.kv.items import (
     COMMAND_BEATS_BITS,
     COUNT_BITS,
+    HEADER_BITS,
     ItemKind,
     entry_layout,
-    is_narrow,
-    is_scaled,
+    header_beats,
     located_layout,
+    packing,
 )
 from m890.hdl.memory.ports import ReadPort
 from m890.hdl.memory.queue import Queue
@@ -76,7 +77,6 @@ class Translator(wiring.Component):
         ]
         self._request(m, pending, beats)
         self._locate(m, pending, beats)
-        return m
         return m
 
     def _split(self, token: data.View) -> tuple:
@@ -139,7 +139,8 @@ class Translator(wiring.Component):
         number = Signal(32)
         tile_beats = Signal(COMMAND_BEATS_BITS)  # of K, and as many of V
         chunk_beats = Signal(COMMAND_BEATS_BITS + 1)
-        before_v = Signal(COMMAND_BEATS_BITS)  # scales and K tiles
+        before_v = Signal(COMMAND_BEATS_BITS)  # header and K tiles
+        header = Signal(HEADER_BITS)
         offset = Signal(len(chunk_beats) + len(inside))
         address = Signal(config.address_bits)
         v_address = Signal(config.address_bits)
@@ -152,6 +153,7 @@ class Translator(wiring.Component):
             located.item.eq(item),
             located.address.eq(address),
             located.v_address.eq(v_address),
+            located.header.eq(header),
             located.beats.eq(tile_beats),
             located.source.eq(entry.source),
         ]
@@ -181,13 +183,15 @@ class Translator(wiring.Component):
                         with m.Case(n):
                             m.d.sync += number.eq(kept[32 * n : 32 * n + 32])
                 tiles = Cat(Const(0, config.lanes.bit_length() - 1), item.tiles)
-                m.d.sync += tile_beats.eq(Mux(is_narrow(item.format), tiles >> 1, tiles))
+                m.d.sync += [
+                    tile_beats.eq(tiles >> packing(item.format)),
+                    header.eq(header_beats(config, item.format, item.tiles, item.tags)),
+                ]
                 m.next = "CHECK"
             with m.State("CHECK"):
-                scales = Mux(is_scaled(item.format), 2, 0)
                 m.d.sync += [
-                    before_v.eq(tile_beats + scales),
-                    chunk_beats.eq((tile_beats << 1) + scales),
+                    before_v.eq(tile_beats + header),
+                    chunk_beats.eq((tile_beats << 1) + header),
                 ]
                 m.next = "MULTIPLY"
                 with m.If(kept_error):

@@ -103,7 +103,7 @@ class Walker(wiring.Component):
             entries.i.valid.eq(asked[-1].valid & self.seen | push),
             *(
                 entry.item[name].eq(job[name])
-                for name in ("slot", "ident", "tiles", "format", "rows")
+                for name in ("slot", "ident", "tiles", "format", "tags", "rows")
             ),
             *(entry.item[name].eq(segment[name]) for name in ("start", "end", "row_mask", "index")),
             entry.item.kind.eq(kind),

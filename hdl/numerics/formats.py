@@ -25,6 +25,8 @@ RAW_EXP_LIMIT = 4000
 """Exponents of raw states beyond +-limit: NaN (OVERFLOW) or zero (UNDERFLOW)."""
 L_SLOTS = 8
 """Partial sums of l per row: token lane modulo 8."""
+GROUP = 32
+"""Features of a token that share an E8M0 scale; a head's last group may be shorter."""
 
 
 class Format(IntEnum):
@@ -52,6 +54,7 @@ class Coding:
 
     specials: "ieee" (all-ones exponent is Inf / NaN), "fn" (only S.1111.111 is NaN), "none".
     qmax: largest magnitude that a scaled append produces; None where there is no scale.
+    grouped: an E8M0 scale per token and GROUP features instead of a BF16 scale per token.
     """
 
     format: Format
@@ -61,11 +64,17 @@ class Coding:
     bias: int
     specials: str
     qmax: int | None
+    grouped: bool = False
 
     @property
     def scaled(self) -> bool:
         """Pages carry one BF16 scale per token for K and one for V."""
-        return self.qmax is not None
+        return self.qmax is not None and not self.grouped
+
+    @property
+    def packed(self) -> int:
+        """Elements in 16 bits: tiles that a port beat holds for one token."""
+        return 16 // self.bits
 
     @property
     def bytes(self) -> int:

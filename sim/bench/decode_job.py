@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from m890.firmware import stored
 from m890.firmware.driver import Driver
 from m890.firmware.records import pack
 from m890.hdl.commands import ROW, SEGMENT
@@ -49,8 +50,9 @@ def decode(device: Any, tokens: int, seed: int, *, repeat: int = 1) -> Timed:
     pool = driver.map.allocate("pages", count * layout.page_bytes, 4096)
     elements = rng.standard_normal(pool.end - pool.start).astype(ml_dtypes.float8_e4m3fn)
     chunks = elements.view(np.uint8).reshape(-1, layout.chunk_bytes)
-    scales = rng.uniform(0.5, 2, (len(chunks), layout.k_offset // 2)).astype(ml_dtypes.bfloat16)
-    chunks[:, : layout.k_offset] = scales.view(np.uint8)
+    for value in (False, True):
+        scales = rng.uniform(0.5, 2, (len(chunks), config.lanes)).astype(ml_dtypes.bfloat16)
+        stored.write_scales(layout, chunks, scales.view(np.uint16), value=value)
     driver.memory[pool.start : pool.end] = chunks.reshape(-1)
     driver.submit(
         "PLANE", plane=0, format=int(Format.E4M3), head=config.max_tiles, base=pool.start,

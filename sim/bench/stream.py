@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from m890.firmware import stored
 from m890.firmware.driver import Driver
 from m890.firmware.kvcache import KvCache
 from m890.firmware.memory_map import PlaneShape, memory_bytes
@@ -193,17 +194,15 @@ class _Stage:
     def _fill(self, plane: int, sequence: int) -> None:
         """Writes a sequence's tokens into its pages."""
         config, layout = self.config, self.shape.layout(self.config)
-        lanes, port, half = config.lanes, config.port_bytes, layout.v_offset - layout.k_offset
+        lanes = config.lanes
         codes, scales = self.contents(plane, sequence)
         chunks = len(codes[0]) // lanes
         raw = np.zeros((chunks, layout.chunk_bytes), np.uint8)
-        for value in range(2):
-            raw[:, value * port : (value + 1) * port] = (
-                scales[value].reshape(chunks, lanes).view(np.uint8)
-            )
-            tiles = codes[value].reshape(chunks, lanes, layout.tiles, lanes).transpose(0, 2, 1, 3)
-            at = layout.k_offset + value * half
-            raw[:, at : at + half] = tiles.reshape(chunks, half)
+        for value in (False, True):
+            rows = codes[int(value)].reshape(chunks, lanes, -1)
+            stored.write_rows(layout, raw, rows, value=value)
+            some = scales[int(value)].reshape(chunks, lanes)
+            stored.write_scales(layout, raw, some, value=value)
         raw = raw.reshape(-1, layout.page_bytes)
         base = int(self.cache.plane_base[plane])
         for page, contents in zip(self.cache.block_table(sequence), raw, strict=True):

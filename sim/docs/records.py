@@ -8,7 +8,7 @@ from pathlib import Path
 from m890.hdl import commands, registers
 from m890.hdl.commands import RECORDS, Record
 from m890.hdl.config import PRESETS, CoreConfig
-from m890.hdl.layout import PageLayout
+from m890.hdl.layout import Group, PageLayout
 from m890.hdl.numerics.formats import CODINGS, Format, OutputFormat
 from m890.sim.docs.markdown import code, page, table
 from m890.sim.docs.svg import EDGE, FILL, GREY, INK, Picture, text_width
@@ -150,22 +150,19 @@ def _registers(folder: Path) -> None:
 
 
 def page_picture(layout: PageLayout) -> Picture:
-    """A chunk of a page: scale beats, K tiles, V tiles, with byte offsets; one tile opened."""
-    config = layout.config
-    shown = min(layout.tiles, 8)
+    """A chunk of a page: header, groups of K and V, with byte offsets; one group opened."""
+    config, groups = layout.config, list(layout.groups)
     width, left, top = 96.0, 20.0, 58.0
     parts: list[tuple[str, str, int, float]] = []
-    if layout.scale_beats:
-        what = f"{config.lanes} x BF16"
-        parts += [("K scales", what, 0, 78), ("V scales", what, config.port_bytes, 78)]
-    size = layout.beats_per_tile * config.port_bytes
+    if layout.header_beats:
+        parts.append(("header", f"{config.lanes} x {2 * layout.half_bytes} B", 0, 78))
     for kind, start in (("K", layout.k_offset), ("V", layout.v_offset)):
-        for t in range(min(2, shown)):
-            parts.append((f"{kind} tile {t}", f"{size:,} B", start + t * size, width))
-        if layout.tiles > 2:
-            parts.append(("...", "", -1, 34))
-            parts.append((f"{kind} tile {layout.tiles - 1}", f"{size:,} B",
-                          start + (layout.tiles - 1) * size, width))  # fmt: skip
+        shown = groups if len(groups) <= 3 else [*groups[:2], groups[-1]]
+        for group in shown:
+            if group is groups[-1] and len(groups) > 3:
+                parts.append(("...", "", -1, 34))
+            parts.append((_tiles(kind, group), f"{config.lanes * group.row:,} B",
+                          start + group.start, width))  # fmt: skip
     total = sum(p[3] for p in parts)
     picture = Picture(max(left + total + 70, 760), 330, "Page layout")
     picture.write(left, 26, f"One chunk of {config.lanes} tokens: {layout.chunk_bytes:,} bytes "
@@ -176,24 +173,29 @@ def page_picture(layout: PageLayout) -> Picture:
         if offset < 0:
             picture.write(x + w / 2, top + 30, name, 14, GREY, "middle")
         else:
-            fill = "#fdf3e4" if "scales" in name else FILL if name[0] == "K" else "#eaf6ee"
+            fill = "#fdf3e4" if name == "header" else FILL if name[0] == "K" else "#eaf6ee"
             picture.box(x, top, w, 52, fill, EDGE, 2)
             picture.write(x + w / 2, top + 23, name, 11.5, INK, "middle", bold=True)
             picture.write(x + w / 2, top + 40, text, 10, GREY, "middle")
             picture.write(x, top - 6, f"{offset:,}", 9.5, GREY, mono=True)
-            if name == "K tile 0":
+            if opened is None and name[0] == "K":
                 opened = (x, w)
         x += w
     picture.write(x, top - 6, f"{layout.chunk_bytes:,}", 9.5, GREY, mono=True)
     if opened:
-        _opened_tile(picture, layout, opened, top + 52)
+        _opened_group(picture, layout, opened, top + 52)
     return picture
 
 
-def _opened_tile(
+def _tiles(kind: str, group: Group) -> str:
+    last = group.first + group.tiles - 1
+    return f"{kind} tile {last}" if group.tiles == 1 else f"{kind} tiles {group.first}-{last}"
+
+
+def _opened_group(
     picture: Picture, layout: PageLayout, opened: tuple[float, float], y: float
 ) -> None:
-    lanes = layout.config.lanes
+    lanes, group = layout.config.lanes, next(iter(layout.groups))
     left, top, cell = 150.0, y + 46, 20.0
     w, h = cell * 16, cell * 6
     picture.line(opened[0], y, left, top)
@@ -206,11 +208,17 @@ def _opened_tile(
         picture.write(left - 10, yy + 14, f"token {token}" if row != 4 else token, 10, GREY, "end")
         if row != 4:
             picture.box(left, yy, w, cell, FILL, EDGE, 1)
-            picture.write(left + w / 2, yy + 14, f"feature 0 ... {lanes - 1}", 10, INK, "middle")
-    bytes_ = lanes * (layout.beats_per_tile * layout.config.port_bytes // lanes // lanes)
-    picture.write(left + w + 12, top + 14, f"{bytes_} bytes per token and tile:", 10.5)
-    picture.write(left + w + 12, top + 30, "appending a token writes one such line", 10.5)
-    picture.write(left + w + 12, top + 46, "of every tile, and its scales", 10.5)
+            picture.write(
+                left + w / 2,
+                yy + 14,
+                f"features 0 ... {group.tiles * lanes - 1}",
+                10,
+                INK,
+                "middle",
+            )
+    picture.write(left + w + 12, top + 14, f"{group.row} bytes per token and group:", 10.5)
+    picture.write(left + w + 12, top + 30, "appending a token writes one such line of", 10.5)
+    picture.write(left + w + 12, top + 46, "every group, and its entry of the header", 10.5)
 
 
 def _layout(folder: Path) -> None:
@@ -220,8 +228,10 @@ def _layout(folder: Path) -> None:
     for name, config in PRESETS.items():
         for f in Format:
             lay = PageLayout(config, f, config.max_tiles)
-            rows.append((name, f.name, config.max_head, f"{lay.page_bytes:,}", lay.scale_beats,
-                         lay.beats_per_tile))  # fmt: skip
+            tagged = PageLayout(config, f, config.max_tiles, tags=True)
+            rows.append((name, f.name, config.max_head, f"{lay.page_bytes:,}",
+                         f"{tagged.page_bytes:,}", lay.header_beats,
+                         2 * len(list(lay.groups)) + (lay.header_beats > 0)))  # fmt: skip
     doc = inspect.getdoc(PageLayout) or ""
     parts = [
         "# Page layout",
@@ -232,7 +242,18 @@ def _layout(folder: Path) -> None:
         "The number is the same in all planes, so block tables, owners and reference counts exist "
         "once per page.",
         "## Sizes",
-        table(("preset", "format", "head", "page bytes", "scale beats", "beats per tile"), rows),
+        table(
+            (
+                "preset",
+                "format",
+                "head",
+                "page bytes",
+                "with tags",
+                "header beats",
+                "writes per token",
+            ),
+            rows,
+        ),
         "## Raw states and outputs",
         "A row's raw state is one port beat with E (32 bits) and l (FP32), then O as FP32: "
         "`port_bytes` x (1 + 2 x tiles) bytes. A normalised output row is tiles x lanes elements.",

@@ -45,6 +45,11 @@ class Plane:
     layout: PageLayout
 
 
+def plane_page(config: CoreConfig, c: dict[str, int]) -> PageLayout:
+    """The page layout that a PLANE command asks for."""
+    return PageLayout(config, Format(c["format"]), c["head"], bool(c["tags"]))
+
+
 @dataclass
 class Tables:
     """The core's plane and sequence tables, and the bounds that fields are checked against."""
@@ -73,7 +78,7 @@ class Tables:
         for name in ("base", "stride"):
             if c[name] % port:
                 return _failure(PLANE, name, Error.BAD_ALIGNMENT)
-        if c["stride"] < PageLayout(config, Format(c["format"]), c["head"]).page_bytes:
+        if c["stride"] < plane_page(config, c).page_bytes:
             return _failure(PLANE, "stride", Error.BAD_RANGE)
         if not self._inside(c["base"], 0, config.pages, c["stride"]):
             return _failure(PLANE, "base", Error.BAD_ADDRESS)

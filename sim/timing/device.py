@@ -10,10 +10,8 @@ from m890.firmware.log import COMPLETION_TYPE
 from m890.firmware.records import unpack
 from m890.hdl.commands import COMMAND_BYTES, COMMANDS, Error, Opcode
 from m890.hdl.config import CoreConfig
-from m890.hdl.layout import PageLayout
-from m890.hdl.numerics.formats import Format
 from m890.hdl.registers import ADDRESS
-from m890.sim.timing.checks import Failure, Plane, Tables
+from m890.sim.timing.checks import Failure, Plane, Tables, plane_page
 from m890.sim.timing.execute import Append, Attend, Executor
 from m890.sim.timing.jobs import JobReader
 from m890.sim.timing.model import Pipeline, Timing
@@ -128,7 +126,7 @@ class ModelDevice:
             failure = self._tables.check_plane(c)
             self._time(one, self._pipeline.other(), failure)
             if failure is None:
-                layout = PageLayout(self.config, Format(c["format"]), c["head"])
+                layout = plane_page(self.config, c)
                 self._tables.planes[c["plane"]] = Plane(c["base"], c["stride"], layout)
 
     def _sequences(self, commands: list[dict[str, int]], done: NDArray) -> None:

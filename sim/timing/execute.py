@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from m890.firmware import stored
 from m890.hdl.commands import SegmentKind
 from m890.hdl.layout import PageLayout, raw_stride
 from m890.hdl.numerics.formats import Format, OutputFormat
@@ -154,25 +155,25 @@ class Executor:
         base = np.array([j.plane.base for j in jobs])[job]
         stride = np.array([j.plane.stride for j in jobs])[job]
         chunk = base + page * stride + token % config.page_tokens // lanes * layout.chunk_bytes
-        width = layout.beats_per_tile * config.port_bytes // lanes  # of a token in a tile
-        lane = token % lanes
+        lane, half = token % lanes, layout.half_bytes
         flags = np.zeros(len(token), bool)
-        for name, start, scale_at in (
-            ("k", layout.k_offset, 0),
-            ("v", layout.v_offset, config.port_bytes),
-        ):
-            at = column(name) + offset * column("source_stride")
+        entries = np.zeros((len(token), 2, half), np.uint8)
+        for value, start in ((0, layout.k_offset), (1, layout.v_offset)):
+            at = column("kv"[value]) + offset * column("source_stride")
             rows = self._gather(at, tiles * config.port_bytes).view("<u2")
             codes, scale, quantised = golden.append(layout.format, rows, source)
             flags |= quantised
-            if width != config.port_bytes:
-                codes = codes.astype(np.uint8)
-            raw = np.ascontiguousarray(codes).view(np.uint8).reshape(len(token), tiles, width)
-            tile = (np.arange(tiles) * lanes + lane[:, None]) * width
-            target = (chunk[:, None] + start + tile) // width
-            self.memory.reshape(-1, width)[target] = raw
+            raw, byte = stored.pack(layout, codes), 0
+            for group in layout.groups:
+                target = (chunk + start + group.start) // group.row + lane
+                self.memory.reshape(-1, group.row)[target] = raw[:, byte : byte + group.row]
+                byte += group.row
             if scale is not None:
-                self._words("<u2")[(chunk + scale_at) // 2 + lane] = scale
+                raw = scale if layout.coding.grouped else scale[:, None].astype("<u2")
+                entries[:, value, : layout.scale_bytes] = raw.view(np.uint8)
+        if half:
+            target = chunk // (2 * half) + lane
+            self.memory.reshape(-1, 2 * half)[target] = entries.reshape(-1, 2 * half)
         quantised_jobs = np.zeros(len(jobs), bool)
         np.logical_or.at(quantised_jobs, job, flags)
         for j, hit in zip(jobs, quantised_jobs.tolist(), strict=True):
@@ -265,19 +266,14 @@ class Executor:
         for i, p in enumerate(parts):
             address[i, : len(p.addresses)] = p.addresses
         raw = self._gather(base + address, layout.chunk_bytes)  # [B, chunks, bytes]
-        size = layout.beats_per_tile * config.port_bytes * layout.tiles
 
-        def codes(start: int) -> NDArray[np.uint16]:
-            part = np.ascontiguousarray(raw[..., start : start + size])
-            part = part.view(f"<u{size // (layout.tiles * lanes * lanes)}")
-            part = part.reshape(count, chunks, layout.tiles, lanes, lanes).swapaxes(2, 3)
-            return part.reshape(count, chunks * lanes, layout.tiles * lanes).astype(np.uint16)
+        def codes(value: bool) -> NDArray[np.uint16]:
+            rows = stored.read_rows(layout, raw, value=value)
+            return stored.unpack(layout, rows).reshape(count, chunks * lanes, layout.tiles * lanes)
 
-        def scales(start: int) -> NDArray[np.uint16] | None:
-            if not layout.scale_beats:
-                return None
-            part = np.ascontiguousarray(raw[..., start : start + 2 * lanes])
-            return part.view("<u2").reshape(count, chunks * lanes)
+        def scales(value: bool) -> NDArray | None:
+            part = stored.read_scales(layout, raw, value=value)
+            return None if part is None else part.reshape(count, chunks * lanes, *part.shape[3:])
 
         bias = None
         if job_rows is not None:
@@ -289,13 +285,13 @@ class Executor:
             at = start + (chunk * rows + row[:, :, None]) * port
             bias = self._gather(at, port).view("<u2").reshape(count, row.shape[1], -1)
         return golden.KvSegment(
-            codes(layout.k_offset),
-            codes(layout.v_offset),
+            codes(False),
+            codes(True),
             end=np.array([p.end for p in parts]),
             start=np.array([p.start for p in parts]),
             base=np.array([p.first * lanes for p in parts]),
-            k_scale=scales(0),
-            v_scale=scales(config.port_bytes),
+            k_scale=scales(False),
+            v_scale=scales(True),
             draft=parts[0].kind == SegmentKind.DRAFT,
             bias=bias,
         )

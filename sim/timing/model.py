@@ -61,7 +61,6 @@ class Timing:
     fetch: int = 15  # from the doorbell to the first command, without the memory
     command: int = 28  # from a command to the next in dispatch
     append: int = 25  # of an APPEND beside its memory accesses and tokens
-    append_lanes: int = 4  # features quantised per cycle
     tables: int = 60  # of a job beside the memory: check, rows, segments
     load: int = 40  # ... queries
     first: int = 60  # ... first table entry and first K
@@ -76,7 +75,7 @@ class Pipeline:
 
     Function
         Commands are dispatched in order, one per `command` cycles. APPENDs run one after the other:
-        2 memory + append + tokens x (2 x head / append_lanes; twice that with scales).
+        2 memory + append + tokens x (2 tiles; one more with headers).
         A job's tables and queries load ahead of the array, which has two slots: a slot is
         taken when its job before last has been drained. The array then is busy for
         max(beats, read bytes / (port bytes x efficiency)); the drain of rows x head / drain_lanes
@@ -103,8 +102,7 @@ class Pipeline:
     def append(self, layout: PageLayout, tokens: int) -> tuple[int, int]:
         t = self.timing
         start, self.dispatch = self.dispatch, self.dispatch + t.command
-        passes = 2 if layout.scale_beats else 1
-        token = passes * 2 * layout.tiles * self.config.lanes // t.append_lanes
+        token = 2 * layout.tiles + (layout.header_beats > 0)
         begin = max(start, self.appended)
         self.appended = begin + 2 * t.memory + t.append + tokens * token
         return start, self.appended

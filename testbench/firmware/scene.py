@@ -139,7 +139,7 @@ class Scene:
         """Puts one token's codes and scales where the layout wants them."""
         memory, inside = self.driver.memory, token % self.config.page_tokens
         page = self.page_address(sequence, plane, token)
-        size, lanes = CODINGS[self.format].bytes, self.config.lanes
+        size, lanes = CODINGS[self.format].bits // 8, self.config.lanes
         for value in (False, True):
             row = sequence.codes[plane, int(value), token].astype(f"<u{size}")
             for tile in range(self.tiles):

@@ -81,7 +81,7 @@ class Plane:
             start = self.base + self.numbers[page].astype(np.int64) * self.stride
             feature = np.arange(d)[None]
             at = start + layout.element(inside, feature, value=value)  # type: ignore[arg-type]
-            for byte in range(coding.bytes):
+            for byte in range(coding.bits // 8):
                 self.memory.bytes[at + byte] = (code >> 8 * byte) & 0xFF
             if scale is not None:
                 at = start[:, 0] + layout.scale(inside[:, 0], value=value)  # type: ignore[arg-type]
@@ -176,8 +176,16 @@ def make_job(
                 bias = full
             golden.append(
                 KvSegment(
-                    plane.k, plane.v, end, start, 0, plane.k_scale, plane.v_scale, bits,
-                    kind == SegmentKind.DRAFT, bias,
+                    plane.k,
+                    plane.v,
+                    end,
+                    start,
+                    0,
+                    plane.k_scale,
+                    plane.v_scale,
+                    bits,
+                    kind == SegmentKind.DRAFT,
+                    bias,
                 )  # fmt: skip
             )
         segments.append(

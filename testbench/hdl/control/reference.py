@@ -86,7 +86,7 @@ class Reference:
         self._refuse(c["format"] not in set(Format), Error.BAD_FORMAT, me, "format")
         self._refuse(not 1 <= c["head"] <= config.max_tiles, Error.BAD_HEAD_SIZE, me, "head")
         self._aligned(c, me, "base", "stride")
-        page = PageLayout(config, Format(c["format"]), c["head"]).page_bytes
+        page = PageLayout(config, Format(c["format"]), c["head"], bool(c["tags"])).page_bytes
         self._refuse(c["stride"] < page, Error.BAD_RANGE, me, "stride")
         self._within(c, me, "base", config.pages * c["stride"])
         self.planes[c["plane"]] = c

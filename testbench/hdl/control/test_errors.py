@@ -249,7 +249,9 @@ def _mutate(rng, record, fields):
 @pytest.mark.parametrize("name, lanes", [("tiny", 8), ("small", 16), ("edge", 32), ("m890", 64)])
 def test_random_commands_end_as_the_reference_says(seed, name, lanes):
     # Tables of every port width: entries are wider than a beat, as wide, or share one.
-    config = preset("tiny").with_(lanes=lanes, page_tokens=lanes, max_head=4 * lanes, rows=5)
+    config = preset("tiny").with_(
+        lanes=lanes, page_tokens=lanes, max_head=4 * lanes, rows=5, fifo_beats=2 * lanes
+    )
     machine = Machine(seed, config.with_(pages=64 // lanes))
     port, rng = machine.config.port_bytes, machine.rng
     reference = Reference(machine.config, MEMORY)
@@ -268,7 +270,7 @@ def test_random_commands_end_as_the_reference_says(seed, name, lanes):
             good = {
                 Opcode.PLANE: {
                     "plane": number, "format": rng.randrange(5), "head": tiles, "base": 0x8000,
-                    "stride": port * (2 * tiles * lanes + 2),
+                    "stride": port * (2 * tiles * lanes + 4), "tags": rng.randrange(2),
                 },
                 Opcode.SEQUENCE: {"sequence": number, "table": 0x2000, "capacity": 4 * lanes},
                 Opcode.APPEND: {
@@ -282,7 +284,7 @@ def test_random_commands_end_as_the_reference_says(seed, name, lanes):
                 ),
             }.get(opcode, {})  # fmt: skip
             if good.get("base", 0) + machine.config.pages * good.get("stride", 0) > MEMORY:
-                good["head"], good["stride"] = 1, port * (2 * lanes + 2)
+                good["head"], good["stride"] = 1, port * (2 * lanes + 4)
             fields = good if n < 4 else _mutate(rng, COMMANDS[opcode], good)
             table = rows(machine, 64)
             if rng.random() < 0.05:

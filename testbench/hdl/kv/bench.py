@@ -42,7 +42,7 @@ def make_job(
     lanes, port, rows = config.lanes, config.port_bytes, config.rows
     form = fixed.pop("format", None)
     form = chance.choice(list(Format)) if form is None else form
-    tiles = fixed.pop("tiles", None) or 1 << chance.randrange(config.max_tiles.bit_length())
+    tiles = fixed.pop("tiles", None) or chance.randint(1, config.max_tiles)
     tokens = fixed.pop("tokens", 4 * lanes)
     count = fixed.pop("segments", None) or chance.randint(1, 4)
     kinds = fixed.pop("kinds", list(SegmentKind))
@@ -64,7 +64,8 @@ def make_job(
             )
         )  # fmt: skip
     used = chance.randint(1, rows)
-    size = PageLayout(config, form, tiles).page_bytes
+    tags = fixed.pop("tags", bool(chance.randrange(2)))
+    size = PageLayout(config, form, tiles, tags).page_bytes
     values = {
         "bias": chance.randrange(2),
         "rows": used,
@@ -78,6 +79,7 @@ def make_job(
         ident=chance.randrange(1 << 16),
         format=form,
         tiles=tiles,
+        tags=tags,
         base=port * chance.randrange(1 << 34),
         stride=size + port * chance.choice([0, chance.randrange(1000)]),
         drafts=[chance.randrange(1 << 32) for _ in range(rows)],
@@ -189,11 +191,14 @@ class Bench:
             if name != "item":
                 assert getattr(self.got, name) == getattr(self.expected, name), name
         chunks = [i for i in self.got.item if i["kind"] == ItemKind.CHUNK]
-        layouts = [PageLayout(self.config, Format(i["format"]), i["tiles"]) for i in chunks]
+        layouts = [
+            PageLayout(self.config, Format(i["format"]), i["tiles"], bool(i["tags"]))
+            for i in chunks
+        ]
         needed = {
             "table": len(self.expected.table),
-            "k": sum(x.scale_beats + x.tiles * x.beats_per_tile for x in layouts),
-            "v": sum(x.tiles * x.beats_per_tile for x in layouts),
+            "k": sum(x.header_beats + x.region_beats for x in layouts),
+            "v": sum(x.region_beats for x in layouts),
             "bias": len(self.expected.bias_beat),
             "raw": len(self.expected.raw_beat),
         }

@@ -42,6 +42,7 @@ class Job:
     ident: int
     format: Format
     tiles: int
+    tags: bool
     base: int
     stride: int
     bias: int
@@ -54,7 +55,7 @@ class Job:
     segments: list[Segment]
 
     def payload(self) -> dict[str, int]:
-        names = ("slot", "ident", "format", "tiles", "base", "stride", "bias", "rows")
+        names = ("slot", "ident", "format", "tiles", "tags", "base", "stride", "bias", "rows")
         return {name: int(getattr(self, name)) for name in names}
 
     def sees(self, row: int, token: int, segment_start: int, *, draft: bool) -> bool:
@@ -106,7 +107,7 @@ def _job(config: CoreConfig, image: Image, job: Job, out: Streams) -> None:
     lanes, port = config.lanes, config.port_bytes
     error, index = Error.OK, 0
     common = {"slot": job.slot, "ident": job.ident, "tiles": job.tiles, "rows": job.rows}
-    common |= {"format": int(job.format)}
+    common |= {"format": int(job.format), "tags": int(job.tags)}
     for n, s in enumerate(job.segments):
         about = common | {"index": n, "start": s.start, "end": s.end, "row_mask": s.row_mask}
         if s.kind == SegmentKind.RAW:
@@ -150,7 +151,7 @@ def _job(config: CoreConfig, image: Image, job: Job, out: Streams) -> None:
 def _chunk(
     config: CoreConfig, image: Image, job: Job, page: int, inside: int, out: Streams
 ) -> None:
-    layout = PageLayout(config, job.format, job.tiles)
+    layout = PageLayout(config, job.format, job.tiles, job.tags)
     coding = CODINGS[job.format]
     start = job.base + page * job.stride
     token = inside + np.arange(config.lanes)[:, None]

@@ -11,6 +11,14 @@ from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
 from m890.hdl.config import CoreConfig
+from m890.hdl.numerics.formats import CODINGS, Format
+
+
+def pick(config: CoreConfig, beat: dict[str, int]) -> list[int]:
+    """The element beat that a tile beat stands for."""
+    bits = CODINGS[Format(beat["format"])].bits
+    words = beat["data"] >> beat["part"] * bits * config.lanes
+    return [words >> n * bits & (1 << bits) - 1 for n in range(config.lanes)]
 
 
 async def source(

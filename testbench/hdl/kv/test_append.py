@@ -37,10 +37,11 @@ class Command:
     error: Error = Error.OK
     index: int = 0
     gap: int = 0  # bytes between the pages, and between source rows
+    tags: bool = False
     layout: PageLayout = field(init=False)
 
     def __post_init__(self) -> None:
-        self.layout = PageLayout(self.config, self.format, self.tiles)
+        self.layout = PageLayout(self.config, self.format, self.tiles, self.tags)
 
     @property
     def stride(self) -> int:
@@ -54,7 +55,7 @@ class Command:
         tokens = self.rows.shape[1]
         return {
             "base": POOL, "stride": self.stride, "tiles": self.tiles, "format": self.format,
-            "table": TABLE, "start": self.start, "tokens": tokens,
+            "tags": self.tags, "table": TABLE, "start": self.start, "tokens": tokens,
             "source_format": self.source_format, "k": SOURCE,
             "v": SOURCE + tokens * self.source_stride, "source_stride": self.source_stride,
             "ident": self.ident,
@@ -246,6 +247,5 @@ def test_write_error(rng: np.random.Generator, seed: int) -> None:
     second = make(rng, TINY, Format.E4M3, start=0, tokens=1, tiles=2)
     second.pages[0] = command.pages[1] ^ 1
     done, _, _ = play([command, second], seed, bad_write=lambda address: address == at)
-    # Tokens 2 and 3 share the beat of the tile: the first one's write meets the error.
-    assert done[0]["error"] == Error.BUS_ERROR and done[0]["index"] == 2
+    assert done[0]["error"] == Error.BUS_ERROR and done[0]["index"] == 3
     assert done[1]["error"] == Error.OK

@@ -18,7 +18,7 @@ def test_random_jobs(name, stall, seed):
     config = CONFIGS[name]
     chance = random.Random(seed)
     image = Image(config, seed)
-    sizes = [1, 2, 4] if config.lanes == 8 else [1, 2]
+    sizes = [1, 2, 3, 4] if config.lanes == 8 else [1, 2, 3]
     jobs = [make_job(config, image, chance, n, tiles=chance.choice(sizes)) for n in range(5)]
     stalls = {name: stall for name in (*STREAMS, "memory", "job")}
     Bench(config, image, jobs).run(seed, **stalls)
@@ -83,7 +83,7 @@ def test_bus_error_of_data(where, seed):
     jobs = [make_job(config, image, chance, n, format=Format.INT8, **fixed) for n in range(2)]
     segment = jobs[1].segments[1]
     segment.row_mask = 1
-    layout = PageLayout(config, Format.INT8, 2)
+    layout = PageLayout(config, Format.INT8, 2, jobs[1].tags)
     page = jobs[1].base + segment.pages[max(segment.pages)] * jobs[1].stride
     image.errors.add(
         {

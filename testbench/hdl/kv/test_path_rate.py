@@ -88,7 +88,8 @@ def make_bench(config: CoreConfig, seed: int, formats: list[Format], tiles: int)
     """Jobs of three segments, some of one chunk, all visible."""
     chance = random.Random(seed)
     image = Image(config, seed)
-    fixed: dict[str, Any] = {"causal": False, "window": 0, "kinds": [SegmentKind.KV], "bias": 0}
+    fixed: dict[str, Any] = {"causal": False, "window": 0, "kinds": [SegmentKind.KV], "bias": 0,
+                             "tags": False}  # fmt: skip
     jobs = []
     for n, form in enumerate(formats):
         job = make_job(

@@ -70,7 +70,7 @@ def test_addresses(page_tokens, form, stall, seed):
             start &= (1 << config.address_bits) - 1
             entries.append(chunk(index, at, table, base=base, stride=stride, format=form))
             value = start + layout.v_offset & (1 << config.address_bits) - 1
-            expected.append((at, start, value, 2 * layout.beats_per_tile))
+            expected.append((at, start, value, layout.region_beats))
     got, _ = translate(config, image, [*entries, END], seed=seed, stall=stall)
     names = ("base_token", "address", "v_address", "beats")
     assert [tuple(item[name] for name in names) for item in got[:-1]] == expected

@@ -16,7 +16,9 @@ CONFIGS = [("tiny", 8), ("wide", 64)]
 
 
 def config_of(lanes):
-    return preset("tiny").with_(lanes=lanes, page_tokens=lanes, max_head=lanes)
+    return preset("tiny").with_(
+        lanes=lanes, page_tokens=lanes, max_head=lanes, fifo_beats=2 * lanes
+    )
 
 
 class Channel:
