@@ -1,19 +1,28 @@
 """The devices by name: one place that opens them, for every command and bench."""
 
 from collections.abc import Callable
-from typing import Any
 
 from m890.firmware.device import Device
 from m890.firmware.errors import FirmwareError
 from m890.hdl.config import CoreConfig
+from m890.sim.rtl.hbm import HbmTiming, share
 
 DEVICES = ("rtl", "model")
+MEMORIES = ("fixed", "hbm3")
+"""Memories behind the RTL: of fixed latency at the port's rate, or one core's share of HBM3."""
 LATENCY = 40
-"""Cycles of the memory behind the RTL, unless a command says otherwise."""
+"""Cycles of the fixed memory, unless a command says otherwise."""
 
 
 class UnknownDevice(FirmwareError):
-    """A device that does not exist."""
+    """A device, or a memory of it, that does not exist."""
+
+
+def memory_of(name: str, config: CoreConfig) -> HbmTiming | None:
+    """The core's share of the HBM3-like memory; None for the fixed one."""
+    if name not in MEMORIES:
+        raise UnknownDevice(f"unknown memory {name!r}; there are {', '.join(MEMORIES)}")
+    return share(config) if name == "hbm3" else None
 
 
 def open_device(
@@ -23,22 +32,25 @@ def open_device(
     *,
     seed: int = 0,
     waves: bool = False,
+    memory: str = "fixed",
     say: Callable[[str], None] | None = None,
-    **memory: Any,
 ) -> Device:
-    """The device `kind` with its memory; `memory` goes to RtlDevice (latency, bandwidth, stall).
+    """The device `kind` with its memory, one of MEMORIES.
 
     There is no way from one to the other: what asks for RTL runs on RTL or fails.
     """
+    hbm = memory_of(memory, config)
     if kind == "rtl":
         from m890.sim.rtl.device import RtlDevice  # slow to import; the model needs none of it
 
-        options = {"latency": LATENCY, **memory}
         return RtlDevice(
-            config, memory_bytes=memory_bytes, seed=seed, waves=waves, say=say, **options
-        )
+            config, memory_bytes=memory_bytes, latency=LATENCY, hbm=hbm, seed=seed, waves=waves,
+            say=say,
+        )  # fmt: skip
     if kind == "model":
         from m890.sim.timing.device import ModelDevice
 
+        if hbm is not None:
+            raise UnknownDevice(f"only the rtl device has the memory {memory}, not the model")
         return ModelDevice(config, memory_bytes)
     raise UnknownDevice(f"unknown device {kind!r}; there are {', '.join(DEVICES)}")

@@ -23,6 +23,7 @@ from m890.hdl.numerics.formats import Format, OutputFormat
 from m890.hdl.registers import Stall
 from m890.sim import golden
 from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.devices import MEMORIES, memory_of
 from m890.sim.rtl.device import RtlDevice
 
 HEAD = 128
@@ -32,7 +33,8 @@ LIMIT = 4096
 """Tokens of the longest block table."""
 OPTIONS = {
     "workload": "only this one: decode_2048, short_256 or prefill_512",
-    "latency": f"memory latency in cycles ({LATENCY}); its bandwidth is the port's",
+    "memory": f"behind the port: {', '.join(MEMORIES)} (fixed)",
+    "latency": f"of the fixed memory, in cycles ({LATENCY}); its bandwidth is the port's",
     "head": f"head size ({HEAD}, or the preset's largest)",
     "jobs": "jobs of decode_2048 (16)",
     "checked": "jobs of each workload that are compared with golden (2)",
@@ -66,6 +68,9 @@ def run(context: BenchContext) -> list[Item]:
     """Utilisation and useful products of each workload."""
     config = preset(context.preset or "small")
     latency, checked = context.option("latency", LATENCY), context.option("checked", 2)
+    memory = context.option("memory", "fixed")
+    if memory not in MEMORIES:
+        raise BenchError(f"no memory {memory!r}: there are {', '.join(MEMORIES)}")
     head = context.option("head", min(HEAD, config.max_head))
     if head % config.lanes or not config.lanes <= head <= config.max_head:
         raise BenchError(f"head is a multiple of {config.lanes} up to {config.max_head}")
@@ -77,7 +82,8 @@ def run(context: BenchContext) -> list[Item]:
         _say(context, workload, found)
         facts = {
             "preset": config.name, "device": "rtl", "format": "e4m3", "head": head,
-            "jobs": found.jobs, "latency": latency, "cycles": found.cycles,
+            "jobs": found.jobs, "memory": memory, "cycles": found.cycles,
+            **({"latency": latency} if memory == "fixed" else {}),
             **{f"stall_{name}": cycles for name, cycles in found.stalls.items()},
         }  # fmt: skip
         share = found.useful / found.cycles
@@ -137,8 +143,9 @@ def measure(
     pages = sum(-(-n // config.page_tokens) for n in work.tokens)
     size = memory_bytes(config, shape, pages=pages, scratch=SCRATCH)
     with RtlDevice(
-        config, memory_bytes=size, seed=context.seed, latency=latency, say=context.progress.say
-    ) as device:
+        config, memory_bytes=size, seed=context.seed, latency=latency, say=context.progress.say,
+        hbm=memory_of(context.option("memory", "fixed"), config),
+    ) as device:  # fmt: skip
         driver = Driver(device, ring=1024, scratch_bytes=SCRATCH)
         stage = _Stage(driver, shape, work, pages, context.seed)
         commands = np.concatenate([stage.commands(plane) for plane in range(planes)])

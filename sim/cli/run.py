@@ -16,6 +16,7 @@ FORMATS = {f.name.lower(): f for f in Format}
 def command(
     agents: Annotated[int, typer.Option(help="Agents that share one system prompt.", min=1)] = 4,
     device: Annotated[str, typer.Option(help="rtl or model.")] = "rtl",
+    memory: Annotated[str, typer.Option(help="Behind the rtl device: fixed or hbm3.")] = "fixed",
     preset: Annotated[str, typer.Option(help="The core: tiny, small, edge, m890.")] = "small",
     format: Annotated[str, typer.Option(help=f"KV format: {', '.join(FORMATS)}.")] = "fp16",
     seed: Annotated[int, typer.Option(help="Of the tasks and their prompt.", min=0)] = 1,
@@ -60,7 +61,9 @@ def command(
     if model is not None:
         from m890.sim.cli.run_model import run_model
 
-        return run_model(model, tokenizer, prompt, tokens, core, device, kv_format, drafts)
+        return run_model(
+            model, tokenizer, prompt, tokens, core, device, memory, kv_format, drafts
+        )
     from m890.sim.cli.run_agents import Options, run_agents
 
     if demo and out is None:
@@ -70,7 +73,7 @@ def command(
     if waves and device != "rtl":
         raise errors.UserError("only the rtl device has waves: drop --waves or use --device rtl")
     options = Options(
-        agents, device, core, kv_format, seed, chunk, branches, temperature, drafts, show,
+        agents, device, memory, core, kv_format, seed, chunk, branches, temperature, drafts, show,
         out, waves or (1500 if demo and device == "rtl" else 0),
     )  # fmt: skip
     return run_agents(options)

@@ -31,6 +31,7 @@ class Options:
 
     agents: int
     device: str
+    memory: str
     core: CoreConfig
     format: Format
     seed: int
@@ -51,12 +52,12 @@ def run_agents(options: Options) -> int:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
-    memory = play.needed_memory(
+    size = play.needed_memory(
         options.core, decoder.config, options.format, options.agents * options.branches
     )
     device = open_device(
-        options.device, options.core, memory, seed=options.seed, waves=bool(options.waves),
-        say=lambda text: console.print(text),
+        options.device, options.core, size, seed=options.seed, waves=bool(options.waves),
+        memory=options.memory, say=lambda text: console.print(text),
     )  # fmt: skip
     ready = time.monotonic()
     board = _Board(options.agents)

@@ -21,6 +21,7 @@ def run_model(
     tokens: int,
     core: CoreConfig,
     device: str,
+    memory: str,
     format: Format,
     drafts: bool,
 ) -> int:
@@ -35,8 +36,10 @@ def run_model(
         raise errors.UserError(
             f"the prompt has {len(fed)} tokens, beyond the model's {config.limit}: shorten it"
         )
-    memory = play.needed_memory(core, config, format, 1)
-    chip = open_device(device, core, memory, say=lambda text: print(text, file=sys.stderr))
+    size = play.needed_memory(core, config, format, 1)
+    chip = open_device(
+        device, core, size, memory=memory, say=lambda text: print(text, file=sys.stderr)
+    )
     backend = play.backend_of(Driver(chip, scratch_bytes=play.SCRATCH), config, format)
     texts, shown, steps = list(fed), words.decode(fed), 0
     print(shown, end="", flush=True)

@@ -11,11 +11,12 @@ PRESETS = ("tiny", "small", "m890")
 
 def generate(folder: Path, presets: Sequence[str] = PRESETS) -> None:
     """Writes every generated page into `folder` (docs/_generated); what is the same stays."""
-    from m890.sim.docs import blocks, diagram, graph, records, reference
+    from m890.sim.docs import blocks, diagram, graph, memory, records, reference
 
     folder.mkdir(parents=True, exist_ok=True)
     records.write(folder)
     reference.write(folder)
+    memory.write(folder)
     blocks.write(folder / "blocks", presets)
     top = graph.first_of(presets[0])
     for name, kind in (("core", "Core"), ("engine", "AttentionEngine"), ("kv-path", "KvPath")):

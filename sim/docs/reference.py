@@ -58,8 +58,8 @@ def _benches(folder: Path) -> None:
     rows = [(code(f"m890 bench {n}"), text) for n, text in registry.names().items()]
     parts = [
         "# Benches",
-        "Made from the modules in `sim/bench`. `m890 bench NAME --json FILE` writes the figures; "
-        "`make bench` runs them all and rewrites the page of measured figures.",
+        "Made from the modules in `sim/bench`. `m890 bench NAME --json` writes the figures as "
+        "JSON; `make bench` runs them all and rewrites the page of measured figures.",
         table(("command", "what it measures"), rows),
     ]
     (folder / "benches.md").write_text(page(*parts), "utf-8")

@@ -4,8 +4,8 @@ JEDEC publishes the structure and the rules (JESD238, HBM3); the values are the 
 public. Simulators therefore scale those of HBM2 by time, and so does this file:
 
 [attacc] github.com/scale-snu/attacc_simulator, src_dram_impl_HBM3.patch (for Ramulator 2): the
-structure of JESD238A, and preset HBM3_6.4Gbps in clocks of 0.625 ns with the nanoseconds of
-[dramsim3] github.com/umd-memsys/DRAMsim3, configs/HBM2_8Gb_x128.ini.
+structure of JESD238A, and preset HBM3_6.4Gbps in clocks of 0.625 ns, with dramsim3's nanoseconds.
+[dramsim3] github.com/umd-memsys/DRAMsim3, configs/HBM2_8Gb_x128.ini: HBM2 at a clock of 1 ns.
 
 Only these facts are taken, no code. What neither says is marked as an assumption.
 """
@@ -66,10 +66,12 @@ class AddressMap:
         return sum(bits for name, bits in self.slices if name == field)
 
 
-SPREAD = AddressMap(8, (("group", 1), ("column", 5), ("group", 1), ("bank", 2)), True)
+SPREAD = AddressMap(8, (("group", 1), ("column", 5), ("group", 1), ("bank", 2)), False)
 """256 bytes per pseudo-channel; in it two bank groups take turns until two rows are full.
 
-Two groups at tCCDL are as fast as four at tCCDS, and open half as many rows (docs/decisions)."""
+Two groups at tCCDL are as fast as four at tCCDS, and open half the rows at a page's ends. The hash
+gains nothing for pages, which pass through all banks (docs/decisions).
+"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class HbmTiming:
     """
 
     clock_mhz: int = 1600  # [attacc]
-    core_mhz: int = 1200  # assumption: docs/m890.md
+    core_mhz: int = 1200  # assumption, as the page of what is public says
     path: int = 40  # core cycles from DRAM to the port and back: controller, network; assumption
 
     pseudo_channels: int = 3  # that one core gets: `share`
@@ -109,18 +111,18 @@ class HbmTiming:
     rtw: int = 20  # RD to WR: nCL + nBL + 2 - nCWL [attacc]
 
     refresh: Refresh = Refresh.PER_BANK  # assumption: JESD238 has both
-    refi: int = 6240  # tREFI [attacc], 3.9 us: every row group of every bank once, either way
+    refi: int = 6240  # tREFI [attacc], 3.9 us: between refreshes of all banks, or of one bank
     rfc: int = 656  # tRFC, all banks: 410 ns for 12 Gbit per channel (a stack of 24 GB) [attacc]
     rfc_bank: int = 320  # tRFCSB [attacc], 200 ns: refresh of one bank
     rrefd: int = 13  # tRREFD [attacc], 8 ns: refresh of a bank to ACT or refresh of another
 
-    # The controller, per pseudo-channel: assumptions.
-    read_queue: int = 64  # accesses among which it chooses
-    write_queue: int = 64
+    # The controller, per pseudo-channel: all assumptions.
+    read_queue: int = 64  # reads among which it chooses; assumption, as all below
+    write_queue: int = 64  # writes among which it chooses
     drain_from: int = 48  # writes wait until so many are queued or no read is
     turn: int = 32  # while the other direction waits, each keeps the bus for so many accesses
     patience: int = 2000  # clocks after which an access no longer waits for others' row hits
-    map: AddressMap = SPREAD
+    map: AddressMap = SPREAD  # where an address lies: chosen by measurement
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.name != "map"):

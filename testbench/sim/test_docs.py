@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from m890.hdl.verilog import emit
 from m890.sim import docs, toolchain
 from m890.sim.docs import blocks, graph, records
 from m890.sim.docs.svg import Arrow, Layered, Node
+from m890.sim.rtl import hbm
 from m890.sim.rtl.cache import core_design
 
 DOCS = graph.ROOT / "docs"
@@ -68,6 +70,18 @@ def test_reference_is_complete(pages: Path) -> None:
         assert f"| 0x{register.address:03X} | `{register.name}` |" in registers
     for stall in Stall:
         assert f"`{stall.name}`" in registers
+
+
+def test_every_parameter_of_the_memory_is_told(pages: Path) -> None:
+    text = (pages / "_generated/memory.md").read_text("utf-8")
+    timing = hbm.HbmTiming()
+    for field in fields(hbm.HbmTiming):
+        value = getattr(timing, field.name)
+        shown = re.search(rf"^\| `{field.name}` \| ([^|]+) \|", text, re.M)
+        assert shown, field.name
+        if type(value) is int:
+            assert int(shown[1]) == value
+    assert "scale-snu/attacc_simulator" in text and "HBM2_8Gb_x128.ini" in text
 
 
 def test_links_lead_somewhere(pages: Path) -> None:

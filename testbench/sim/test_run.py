@@ -88,6 +88,8 @@ def test_the_published_story_on_the_rtl(m890: Run, data: Path) -> None:
     [
         (("--preset", "huge"), "unknown preset 'huge'"),
         (("--device", "gpu"), "unknown device 'gpu'"),
+        (("--memory", "ddr"), "unknown memory 'ddr'; there are fixed, hbm3"),
+        (("--memory", "hbm3", "--device", "model"), "only the rtl device has the memory hbm3"),
         (("--format", "fp4"), "unknown KV format 'fp4'"),
         (("--waves", "100"), "add --out"),
         (("--waves", "100", "--out", "x", "--device", "model"), "only the rtl device has waves"),

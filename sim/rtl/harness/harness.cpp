@@ -40,9 +40,8 @@ class Device {
         core_.reset(new Vcore(context_.get(), ""));
         constexpr unsigned port = sizeof(core_->m_axi_rdata);
         if (hbm) {
-            hbm_ = new m890::HbmMemory(memory, size, port, *hbm, parameters.error_start,
-                                       parameters.error_end);
-            memory_.reset(hbm_);
+            hbm_.reset(new m890::HbmMemory(memory, size, port, *hbm, parameters.error_start,
+                                           parameters.error_end));
         } else {
             m890::FixedMemory::Parameters fixed;
             fixed.latency = parameters.latency;
@@ -51,7 +50,7 @@ class Device {
             fixed.seed = parameters.seed;
             fixed.error_start = parameters.error_start;
             fixed.error_end = parameters.error_end;
-            memory_.reset(new m890::FixedMemory(memory, size, port, fixed));
+            fixed_.reset(new m890::FixedMemory(memory, size, port, fixed));
         }
         checker_.reset(new m890::Checker(port));
         response_ = {};
@@ -191,7 +190,8 @@ class Device {
                            (response_.read_valid && in.read_ready) ||
                            (response_.answer_valid && in.answer_ready);
         if (checked_) checker_->check(in, response_);
-        memory_->clock(in, response_);
+        if (fixed_) fixed_->clock(in, response_);  // known, so that the compiler can inline it
+        else hbm_->clock(in, response_);
         edge();
         return moved;
     }
@@ -236,8 +236,8 @@ class Device {
 
     std::unique_ptr<VerilatedContext> context_;
     std::unique_ptr<Vcore> core_;
-    std::unique_ptr<m890::Memory> memory_;
-    m890::HbmMemory* hbm_ = nullptr;  // memory_, if it is one
+    std::unique_ptr<m890::FixedMemory> fixed_;  // one of the two
+    std::unique_ptr<m890::HbmMemory> hbm_;
     std::unique_ptr<m890::Checker> checker_;
 #if VM_TRACE
     std::unique_ptr<VerilatedFstC> waves_;

@@ -49,7 +49,7 @@ class AddressMap {
 
 // Bursts are answered in order per AXI id; beats of different ids may interleave. Data that a read
 // brings are those of the cycle in which it is answered. A write is answered once it is queued.
-class HbmMemory : public Memory {
+class HbmMemory final : public Memory {
   public:
     HbmMemory(uint8_t* bytes, uint64_t size, unsigned port_bytes, const HbmParameters& p,
               uint64_t error_start = 0, uint64_t error_end = 0)

@@ -65,7 +65,7 @@ class Memory {
 
 // Every burst is answered `latency` cycles after its address (reads) or last beat (writes), in
 // order, with at most `bandwidth` bytes per cycle for both directions together (0: no limit).
-class FixedMemory : public Memory {
+class FixedMemory final : public Memory {
   public:
     struct Parameters {
         uint64_t latency = 1;    // cycles, 1 or more

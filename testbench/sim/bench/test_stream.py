@@ -44,6 +44,17 @@ def test_counts_what_is_visible(seed: int) -> None:
 
 
 @pytest.mark.rtl
+def test_hbm3_costs_cycles_and_changes_no_bit(seed: int) -> None:
+    """Every job is compared with golden; the memory's latency and rate show as stalls."""
+    config = preset("tiny")
+    fixed = stream.measure(config, WORK, BenchContext(seed), 16, 20, 4)
+    context = BenchContext(seed, options={"memory": "hbm3"})
+    banks = stream.measure(config, WORK, context, 16, 20, 4)
+    assert banks.useful == fixed.useful and banks.kv_bytes == fixed.kv_bytes
+    assert banks.cycles > fixed.cycles
+
+
+@pytest.mark.rtl
 def test_a_wrong_output_is_found(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     right = golden.attend
 
@@ -63,6 +74,7 @@ def test_a_wrong_output_is_found(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
         ("small", {"workload": "prefill"}, "no workload 'prefill': there are decode_2048"),
         ("small", {"head": "20"}, "a multiple of 16 up to 128"),
         ("small", {"head": "256"}, "a multiple of 16 up to 128"),
+        ("small", {"memory": "ddr"}, "no memory 'ddr': there are fixed, hbm3"),
         ("small", {"jobs": "65"}, "1 to 64, not 65"),
         ("tiny", {}, "tiny has only 16 sequences"),
     ],
