@@ -293,7 +293,7 @@ COPY = Record(
         Field("tenant", 48, 16, "the pages' tenant"),
         Field("host", 64, 64, "byte address of slot 0, port-aligned"),
         Field("host_stride", 128, 32, "bytes from a slot to the next, port-aligned"),
-        Field("host_slots", 160, 32, "slots of the host pool"),
+        Field("host_slots", 160, 24, "slots of the host pool"),
         Field("list", 192, 64, "byte address of page numbers (u32), port-aligned; inward: written"),
         Field("slots", 256, 64, "byte address of slot numbers (u32), port-aligned"),
         Field("count", 320, 16, "pages to copy"),

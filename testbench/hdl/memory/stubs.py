@@ -15,19 +15,23 @@ def read_server(
     rng: random.Random,
     *,
     latency: int = 3,
+    steady: bool = False,
     bad: Callable[[int], bool] = lambda address: False,
     log: list[tuple[int, int]] | None = None,
 ) -> Callable[[Any], Any]:
-    """A process that answers a requester's ReadPort. `bad` names beats that meet a bus error."""
+    """A process that answers a requester's ReadPort; `steady`: without stalls of its own.
+
+    `bad` names beats that meet a bus error.
+    """
     size = config.port_bytes
 
     async def serve(ctx: Any) -> None:
         beats: deque[tuple[int, bool, int]] = deque()  # address, last, cycle from which it may come
         cycle = 0
         while True:
-            ready = rng.random() < 0.7
+            ready = steady or rng.random() < 0.7
             ctx.set(port.request.ready, ready)
-            give = bool(beats) and beats[0][2] <= cycle and rng.random() < 0.8
+            give = bool(beats) and beats[0][2] <= cycle and (steady or rng.random() < 0.8)
             ctx.set(port.data_valid, give)
             if give:
                 at, last, _ = beats.popleft()
@@ -59,6 +63,7 @@ def write_server(
     rng: random.Random,
     *,
     latency: int = 3,
+    steady: bool = False,
     bad: Callable[[int], bool] = lambda address: False,
 ) -> Callable[[Any], Any]:
     """A process that carries out a requester's writes when it acknowledges them, not before."""
@@ -70,10 +75,10 @@ def write_server(
         done: deque[tuple[int, list[tuple[int, int, int]]]] = deque()
         cycle = 0
         while True:
-            ready, take = rng.random() < 0.6, rng.random() < 0.6
+            ready, take = steady or rng.random() < 0.6, steady or rng.random() < 0.6
             ctx.set(port.request.ready, ready)
             ctx.set(port.beat.ready, take)
-            answer = bool(done) and done[0][0] <= cycle and rng.random() < 0.7
+            answer = bool(done) and done[0][0] <= cycle and (steady or rng.random() < 0.7)
             ctx.set(port.done, answer)
             ctx.set(port.error, rng.random() < 0.5)
             if answer:

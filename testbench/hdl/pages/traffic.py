@@ -42,7 +42,7 @@ def memory_map(
     out = []
     for n in range(planes):
         tiles = 1 + n % config.max_tiles
-        size = PageLayout(config, FORMATS[n % len(FORMATS)], tiles).page_bytes
+        size = PageLayout(config, FORMATS[n % len(FORMATS)], tiles, bool(n % 2)).page_bytes
         stride = size + gap * port
         out.append((at, stride, size))
         at += config.pages * stride
@@ -241,7 +241,7 @@ class Traffic:
             "tenant": (self.rng.randrange(self.config.tenants), self.config.tenants),
             "limit": (0, 1 << TOKEN_BITS, 1),
             "host_stride": (c.get("host_stride", 0) + 4, self.config.port_bytes),
-            "host_slots": (0, 1 << 31),
+            "host_slots": (0, (1 << 24) - 1),
             "page": (self.config.pages,),
             "pages": (self.config.pages + 1,),
             "what": (len(Query), 255),

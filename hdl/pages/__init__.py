@@ -1,0 +1,1 @@
+"""Page manager: free list, references, tenants, block tables, copies."""

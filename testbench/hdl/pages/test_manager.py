@@ -1,0 +1,184 @@
+"""The page manager against its reference model: outcomes, memory and state, memory stalling."""
+
+from collections import Counter
+
+import pytest
+
+from m890.hdl.commands import COMMANDS, Error, Opcode
+from m890.hdl.config import preset
+from m890.testbench.hdl.pages.machine import PageMachine
+from m890.testbench.hdl.pages.traffic import Traffic, memory_map
+
+TINY = preset("tiny").with_(pages=24, sequences=6, tenants=3, planes=3)
+SIZE = TINY.page_tokens
+
+
+def command(opcode, **fields):
+    names = (f.name for f in COMMANDS[opcode].fields)
+    return opcode, dict.fromkeys(names, 0) | {"opcode": int(opcode)} | fields
+
+
+@pytest.mark.parametrize("turn", range(2))
+def test_random_commands_end_as_in_the_model(seed, turn):
+    map = memory_map(TINY, 2, tokens=16 * SIZE)
+    machine = PageMachine(TINY, map, seed + turn)
+    traffic = Traffic(machine.rng, machine.model, map)
+    met = Counter()
+
+    async def test(machine):
+        for _ in range(120):
+            opcode, c = traffic.draw()
+            result = await machine.both(opcode, c)
+            met[Error(result.error)] += 1
+        await machine.same_state()
+
+    machine.run(test)
+    assert met[Error.OK] > 40 and len(met) > 6, met
+
+
+def opened(machine, sequence, tokens, tenant=0):
+    """CREATE and APPEND of a sequence."""
+    at = machine.map.tables + sequence * machine.map.table_bytes
+    limit = machine.map.table_bytes // 4 * SIZE
+    c = {"sequence": sequence, "tenant": tenant}
+    return [
+        command(Opcode.CREATE, table=at, limit=limit, **c),
+        command(Opcode.APPEND, tokens=tokens, commit=1, **c),
+    ]
+
+
+def forked(machine, source, target, tokens):
+    at = machine.map.tables + target * machine.map.table_bytes
+    limit = machine.map.table_bytes // 4 * SIZE
+    return command(
+        Opcode.FORK, sequence=source, target=target, tokens=tokens, table=at, limit=limit
+    )
+
+
+def test_wrong_bits_in_the_tables_are_corrected(seed):
+    """Every word that is written has a wrong bit; nobody notices but the counter."""
+    map = memory_map(TINY, 1, tokens=16 * SIZE)
+    machine = PageMachine(TINY, map, seed)
+    traffic = Traffic(machine.rng, machine.model, map)
+
+    async def test(machine):
+        machine.ctx.set(machine.unit.inject, 1)
+        for _ in range(60):
+            await machine.both(*traffic.draw())
+        await machine.same_state()
+
+    machine.run(test)
+    assert machine.corrected > 60
+
+
+def test_two_wrong_bits_end_the_command_and_change_nothing(seed):
+    map = memory_map(TINY, 1, tokens=16 * SIZE)
+    machine = PageMachine(TINY, map, seed)
+
+    async def test(machine):
+        ctx, unit = machine.ctx, machine.unit
+        for c in opened(machine, 0, 3 * SIZE):
+            await machine.both(*c)
+        pin = command(Opcode.PIN, sequence=0, start=SIZE, end=2 * SIZE)
+        ctx.set(unit.inject, 3)
+        await machine.perform(*pin)
+        ctx.set(unit.inject, 0)
+        # The sequence's entry is damaged, too, as PIN wrote it; the page is reached by its number.
+        lists = machine.model.block_table(0)
+        found = await machine.perform(*pin)
+        assert Error(found.error) == Error.TABLE_ERROR
+        query = command(Opcode.QUERY, what=3, page=lists[1])
+        assert Error((await machine.perform(*query)).error) == Error.TABLE_ERROR
+        query = command(Opcode.QUERY, what=3, page=lists[0])
+        assert (await machine.perform(*query)).value == 1
+
+    machine.run(test)
+
+
+@pytest.mark.parametrize("where", ["table", "source page", "target page", "target table"])
+def test_a_fork_that_meets_a_bus_error_is_undone(seed, where):
+    map = memory_map(TINY, 2, tokens=16 * SIZE)
+    base, stride, size = map.planes[1]
+    target = map.tables + map.table_bytes
+    bad = {
+        "table": range(map.tables + 16, map.tables + 32),
+        "source page": range(base + 6 * stride, base + 6 * stride + size),
+        "target page": range(base + 7 * stride, base + 7 * stride + 16),
+        "target table": range(target, target + 32),
+    }[where]
+    armed = []
+    machine = PageMachine(TINY, map, seed, bad=lambda address: bool(armed) and address in bad)
+
+    async def test(machine):
+        for c in opened(machine, 0, 6 * SIZE + 1):
+            await machine.both(*c)
+        armed.append(True)
+        found = await machine.perform(*forked(machine, 0, 1, 6 * SIZE + 1))
+        assert Error(found.error) == Error.BUS_ERROR
+        armed.clear()
+        machine.memory[:] = machine.model.memory.tobytes()  # of closed tables and free pages
+        await machine.same_state()
+        await machine.both(*forked(machine, 0, 1, 6 * SIZE + 1))
+
+    machine.run(test)
+
+
+@pytest.mark.parametrize("latency", [5, 40])
+def test_a_fork_takes_a_cycle_and_a_table_entry_per_page(seed, latency):
+    config = TINY.with_(pages=400, planes=3)
+    map = memory_map(config, 2, tokens=390 * SIZE)
+    machine = PageMachine(config, map, seed, latency=latency, steady=True)
+    cycles = {}
+
+    async def test(machine):
+        pages = 300
+        for c in opened(machine, 0, pages * SIZE):
+            await machine.both(*c)
+        for target, whole in ((1, pages), (2, 100), (3, 0)):
+            await machine.both(*forked(machine, 0, target, whole * SIZE))
+            cycles[whole] = machine.cycles
+
+    machine.run(test)
+    entries = config.port_bytes // 4
+    if latency == 5:  # memory keeps up
+        each = (cycles[300] - cycles[100]) / 200
+        assert each <= 1.1 + 1 / entries
+    assert cycles[0] < 100 + 2 * latency
+
+
+def test_an_append_passes_a_copy_and_sees_what_was_before_it(seed):
+    """COPY of many pages; an APPEND that needs a page is served before its end."""
+    map = memory_map(TINY, 2, tokens=16 * SIZE)
+    machine = PageMachine(TINY, map, seed, latency=20)
+
+    async def test(machine):
+        ctx, unit, model = machine.ctx, machine.unit, machine.model
+        for c in [*opened(machine, 0, 6 * SIZE), *opened(machine, 1, SIZE)]:
+            await machine.both(*c)
+        await machine.both(*command(Opcode.PIN, sequence=0, start=0, end=6 * SIZE))
+        pages, slots = map.lists, map.lists + 96
+        model.memory[pages : pages + 24].view("<u4")[:] = model.block_table(0)
+        model.memory[slots : slots + 24].view("<u4")[:] = range(6)
+        machine.memory[pages : slots + 24] = model.memory[pages : slots + 24].tobytes()
+        opcode, c = command(
+            Opcode.COPY, host=map.host, host_stride=map.host_stride, host_slots=8, list=pages,
+            slots=slots, count=6,
+        )  # fmt: skip
+        word = int.from_bytes(COMMANDS[opcode].pack(**c), "little")
+        ctx.set(unit.i.payload, {"data": word, "ident": 1})
+        ctx.set(unit.i.valid, 1)
+        await ctx.tick().until(unit.i.ready)
+        ctx.set(unit.i.valid, 0)
+        append = command(Opcode.APPEND, sequence=1, start=SIZE, tokens=1, commit=1)[1]
+        found = await machine._append(append)
+        assert not found.error and not ctx.get(unit.event.valid)
+        model.run(opcode, c)
+        model.run(Opcode.APPEND, append)
+        model.committed(append)
+        await ctx.tick().until(unit.event.valid)
+        ctx.set(unit.event.ready, 1)
+        await ctx.tick()
+        ctx.set(unit.event.ready, 0)
+        await machine.same_state()
+
+    machine.run(test)
