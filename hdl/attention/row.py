@@ -68,7 +68,7 @@ class Row(wiring.Component):
         One beat per cycle, K or V. A score, and an accumulator, may be visited again after
         WideAdd's latency + 2 cycles: lanes >= 8 guarantees it.
     Backpressure
-        None: control reserves room before it sends a beat.
+        None: control reserves room before it sends a beat. No combinational paths.
     Storage
         Queries 2 x max_head elements; p p_depth x lanes; scores lanes, O 2 x max_head, l 2 x 8 wide
         floats; biases 2 x lanes x 16 bits.

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from m890.hdl.verilog import VerilogDesign
 from m890.sim import toolchain
+from m890.sim.rtl.blocks import alone, cut, wrapper
 
 HARNESS = Path(__file__).resolve().parent / "harness"
 LIBRARY = "device.so"
@@ -35,13 +36,10 @@ VERILATE = (
 )  # fmt: skip
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 RUNTIME_TRACE = ("verilated_fst_c.cpp",)
-RUNTIME_BLOCKS = ("verilated_dpi.cpp",)
-BLOCKS = Path(__file__).resolve().parent / "blocks.cpp"
 BLOCK_ROWS = 16
 """Cores of this many rows have the row built on its own, once, whatever the number of rows.
 
-With 8 rows that simulates slower (98,000 cycles per second instead of 120,000, `small`) and saves
-nothing. Waves do not show the inside of such a row.
+With 8 rows that simulates 8 % slower (`small`). Waves do not show the inside of such a row.
 """
 
 
@@ -79,9 +77,13 @@ def build(
     options = [*VERILATE, *verilate]
     if hierarchical is None:
         hierarchical = design.config.rows >= BLOCK_ROWS
-    blocks = [m.name for m in design.modules.values() if m.external and hierarchical]
+    blocks = {
+        m.name: wrapper(design.text, m.name)
+        for m in design.modules.values()
+        if m.external and hierarchical
+    }
     parts = [design.text, *(p.read_text() for p in sorted(HARNESS.iterdir())), repr(options)]
-    key = _hash(*parts, compiler.identity, *blocks)
+    key = _hash(*parts, compiler.identity, *(text for pair in blocks.values() for text in pair))
     cache = cache or toolchain.cache_folder()
     folder = cache / "builds" / f"{design.name}-{design.config.name}-{key}"
     # Waves cost nothing while they are off, so a library that can record them serves both wishes.
@@ -99,9 +101,9 @@ def build(
             return Build(folder / LIBRARY, True)
         folders = _verilate(design, options, blocks, work)
         verilated = time.perf_counter()
-        runtime = _runtime(compiler, trace, cache, bool(blocks))
+        runtime = _runtime(compiler, trace, cache)
         shutil.copytree(HARNESS, work, dirs_exist_ok=True)
-        jobs = [(p, optimise) for p in (work / "harness.cpp", *([BLOCKS] if blocks else []))]
+        jobs = [(work / "harness.cpp", optimise)]
         for part in folders:
             sources = [p for p in part.glob("*.cpp") if p.name != "harness.cpp"]
             jobs += [(p, "-O0" if "__Slow" in p.name else optimise) for p in sources]
@@ -121,24 +123,31 @@ def build(
 
 
 def _verilate(
-    design: VerilogDesign, options: Sequence[str], blocks: Sequence[str], work: Path
+    design: VerilogDesign,
+    options: Sequence[str],
+    blocks: Mapping[str, tuple[str, str]],
+    work: Path,
 ) -> list[Path]:
-    """C++ of the design, and of its blocks on their own; returns the folders it lies in."""
+    """C++ of the design, and of its blocks on their own; returns the folders it lies in.
+
+    `blocks` are modules and their wrappers.
+    """
     program = str(toolchain.find_verilator().require())
-    whole = work / f"{design.name}.v"
-    whole.write_text(design.text)
-    folders, sources, text = [work], [], design.text
-    for block in blocks:
+    folders, text = [work], design.text
+    for block, (verilog, source) in blocks.items():
         folder = work / block
-        _run([program, *(o for o in options if o != "--trace-fst"), "--prefix", f"V{block}",
-              "--top-module", block, "--lib-create", block, "--Mdir", str(folder),
-              str(whole)])  # fmt: skip
+        folder.mkdir()
+        (folder / "block.v").write_text(alone(design.text))
+        (folder / f"{block}_wrapper.cpp").write_text(source)
+        _run([program, *(o for o in options if o != "--trace-fst"),
+              "--prefix", f"V{block}", "--top-module", block, "--Mdir", str(folder),
+              str(folder / "block.v")])  # fmt: skip
         folders.append(folder)
-        sources.append(str(folder / f"{block}.sv"))
-        text = re.sub(rf"^module {block}\(.*?^endmodule$", "", text, count=1, flags=re.M | re.S)
-    rest = work / "rest.v"
-    rest.write_text(text)
-    _run([program, *options, "--top-module", design.name, "--Mdir", str(work), *sources, str(rest)])
+        text = cut(text, block) + verilog
+    whole = work / f"{design.name}.sv"
+    whole.write_text(text)
+    _run([program, *options, "--top-module", design.name, "--Mdir", str(work),
+          str(whole)])  # fmt: skip
     return folders
 
 
@@ -193,12 +202,10 @@ class _Compiler:
             return list(pool.map(compile_one, order))
 
 
-def _runtime(compiler: _Compiler, trace: bool, cache: Path, blocks: bool) -> list[Path]:
+def _runtime(compiler: _Compiler, trace: bool, cache: Path) -> list[Path]:
     """Verilator's runtime as object files, compiled once."""
-    names = [*RUNTIME, *(RUNTIME_TRACE if trace else ()), *(RUNTIME_BLOCKS if blocks else ())]
-    folder = (
-        cache / "runtime" / _hash(compiler.identity, str(trace), *RUNTIME_BLOCKS[: int(blocks)])
-    )
+    names = [*RUNTIME, *(RUNTIME_TRACE if trace else ())]
+    folder = cache / "runtime" / _hash(compiler.identity, str(trace))
     if not folder.exists():
         with _workspace(folder) as work:
             include = toolchain.verilator_root() / "include"
