@@ -23,6 +23,7 @@ FOLDERS = {
     "": "Core",
     "control": "Control",
     "kv": "KV read path and append",
+    "pages": "Page manager",
     "attention": "Row array",
     "numerics": "Numeric units",
     "memory": "Memory and queues",
