@@ -161,6 +161,7 @@ PLANE = Record(
         Field("base", 64, 64, "byte address of page 0, port-aligned"),
         Field("stride", 128, 32, "bytes from a page to the next, port-aligned"),
         Field("tags", 52, 1, "pages carry an integrity tag per row of K and V"),
+        Field("rotate", 53, 1, "K and V are rotated at append, queries at load, outputs back"),
     ),
     "Define a plane: where its pages lie and how they are coded.",
 )

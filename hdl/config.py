@@ -40,6 +40,7 @@ class CoreConfig:
     drain_lanes: int = 4  # output features normalised per cycle; divides `lanes`
     fifo_beats: int = 64  # port beats buffered per KV stream (hides the memory latency)
     softcap: bool = True  # build the soft-cap unit
+    rotation: bool = True  # build the units that rotate K, V, queries and the output
     address_bits: int = 40
 
     def __post_init__(self) -> None:

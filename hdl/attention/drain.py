@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.enum import Enum
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.attention.bundles import RowBundles, bits, ended_layout
+from m890.hdl.attention.rotate_back import RotateBack
 from m890.hdl.commands import Error, Status
 from m890.hdl.config import CoreConfig
 from m890.hdl.control.layouts import EVENT
@@ -31,9 +32,13 @@ def drain_layout(config: CoreConfig) -> data.StructLayout:
     return data.StructLayout(
         {
             "slot": 1, "tiles": COUNT_BITS, "rows": COUNT_BITS, "format": OutputFormat,
-            "output": config.address_bits, "stride": 32, "ident": 16,
+            "rotate": 1, "output": config.address_bits, "stride": 32, "ident": 16,
         }
     )  # fmt: skip
+
+
+FLUSH = 15
+"""Cycles after the last word is read in which the normalisers still need the job."""
 
 
 class DrainState(Enum):
@@ -47,8 +52,8 @@ class Drain(wiring.Component):
     """Normalises and writes the rows of finished jobs while the array works on the next one.
 
     Function
-        O / l per row as BF16, FP16 or FP32, or the raw state (docs/numerics.md, "Output"). A job
-        with an error writes nothing.
+        O / l per row as BF16, FP16 or FP32, or the raw state (docs/numerics.md, "Output"). O of a
+        rotated plane is rotated back first, but for raw states. A job with an error writes nothing.
     Members
         job : In(stream of drain_layout), in the order of V ends. o_done, l_done, their slots : In.
         ended0, ended1 : In. status0, status1 : In. Status bits of the scores. bus_error : In(2).
@@ -57,7 +62,8 @@ class Drain(wiring.Component):
         drained, drained_slot : Out. Pulse: the slot's accumulators and l may be overwritten.
         port : Out(WritePort). done : Out(stream of EVENT), after memory has acknowledged all rows.
     Latency
-        rows + 8 cycles, then rows x head / drain_lanes; 16 more until the next job.
+        rows + 8 cycles, then rows x head / drain_lanes; 16 more until the next job. RotateBack's
+        more, and until the next job, if O is rotated back.
     Throughput
         `drain_lanes` features per cycle.
     Backpressure
@@ -74,6 +80,7 @@ class Drain(wiring.Component):
 
     def __init__(self, config: CoreConfig) -> None:
         self.config = config
+        self._back = RotateBack(config) if config.rotation else None
         b = RowBundles(config)
         row = bits(config.rows)
         super().__init__(
@@ -151,7 +158,12 @@ class Drain(wiring.Component):
         ]
 
         row, word = Signal(COUNT_BITS), Signal(bits(c.max_head // c.drain_lanes))
-        flush = Signal(range(16))  # outlasts the normalisers, which need the job
+        rotated = Signal()
+        longest = FLUSH
+        if self._back is not None:
+            m.d.comb += rotated.eq(job.rotate & (job.format != OutputFormat.RAW))
+            longest = FLUSH + self._back.latency
+        flush = Signal(range(longest + 1))
         header_due = Signal()
         words = job.tiles * (c.lanes // c.drain_lanes)
         room = Signal()
@@ -159,7 +171,8 @@ class Drain(wiring.Component):
         start = Signal()
         with m.Switch(state):
             with m.Case(DrainState.IDLE):
-                m.d.sync += [row.eq(0), word.eq(0), invalid.eq(0), flush.eq(0)]
+                m.d.sync += [row.eq(0), word.eq(0), invalid.eq(0)]
+                m.d.sync += flush.eq(Mux(rotated, longest, FLUSH))
                 m.d.sync += header_due.eq(job.format == OutputFormat.RAW)
                 with m.If(jobs.o.valid & finished):
                     fails = (now.error != Error.OK) | bad_now
@@ -168,7 +181,7 @@ class Drain(wiring.Component):
                     with m.If(fails):
                         m.d.sync += state.eq(DrainState.FLUSH)
                         m.d.comb += self.drained.eq(1)
-                        m.d.sync += flush.eq(15)
+                        m.d.sync += flush.eq(0)
                     with m.Else():
                         m.d.sync += state.eq(DrainState.RECIPROCAL)
                         m.d.comb += start.eq(1)
@@ -189,8 +202,8 @@ class Drain(wiring.Component):
                             m.d.comb += self.drained.eq(1)
                             m.d.sync += state.eq(DrainState.FLUSH)
             with m.Case(DrainState.FLUSH):
-                with m.If(~flush.all()):
-                    m.d.sync += flush.eq(flush + 1)
+                with m.If(flush != 0):
+                    m.d.sync += flush.eq(flush - 1)
                 with m.Else():
                     m.d.comb += [acks.i.valid.eq(1), jobs.o.ready.eq(acks.i.ready)]
                     with m.If(acks.i.ready):
@@ -206,8 +219,9 @@ class Drain(wiring.Component):
             self.drain_row.eq(row),
             self.l_row.eq(row),
         ]
-        stage = self._reciprocals(m, state, row, job, ended)
-        self._normalise(m, job, ended, stage, read, header, word, room, invalid)
+        valid, values, ahead = self._words(m, ended, read, row, rotated)
+        factor = self._reciprocals(m, state, row, job, ended, ahead)
+        self._normalise(m, job, valid, values, factor, read, header, word, room, invalid)
         self._requests(m, job, start)
         self._acknowledge(m, acks)
         return m
@@ -216,10 +230,34 @@ class Drain(wiring.Component):
     def _reciprocal_cycles(self) -> int:
         return Reciprocal.latency + 2
 
+    def _words(
+        self, m: Module, ended: data.View, read: Signal, row: Signal, rotated: Signal
+    ) -> tuple[Value, list[data.View], Value]:
+        """Words of O as they are to be normalised: valid, values, and their row a cycle before."""
+        c = self.config
+        ahead = delay(m, row[: bits(c.rows)], READ_LATENCY - 1, name="row")
+        valid = delay(m, read, READ_LATENCY, name="word_valid", reset=True)
+        values = [bundle(Wide, name=f"o{n}") for n in range(c.drain_lanes)]
+        with m.If(~ended.no_o):
+            m.d.comb += [value.eq(self.o_word[n]) for n, value in enumerate(values)]
+        back = self._back
+        if back is None:
+            return valid, values, ahead
+        m.submodules.rotate_back = back
+        m.d.comb += [back.valid.eq(valid & rotated), back.row.eq(delay(m, ahead, 1, name="row"))]
+        with m.If(rotated):  # nothing toggles where it is not wanted
+            m.d.comb += [back.i[n].eq(value) for n, value in enumerate(values)]
+        chosen = [bundle(Wide, name=f"word{n}") for n in range(c.drain_lanes)]
+        m.d.comb += [
+            value.eq(Mux(rotated, back.o[n].as_value(), values[n].as_value()))
+            for n, value in enumerate(chosen)
+        ]
+        return Mux(rotated, back.o_valid, valid), chosen, Mux(rotated, back.o_row, ahead)
+
     def _reciprocals(
-        self, m: Module, state: Any, row: Signal, job: data.View, ended: data.View
+        self, m: Module, state: Any, row: Signal, job: data.View, ended: data.View, ahead: Value
     ) -> data.View:
-        """Fills the table of reciprocals; returns its word for the row read, in step with O."""
+        """Fills the table of reciprocals; returns its word for row `ahead`, a cycle later."""
         entry = data.StructLayout(
             {"y1": INVERSE_BITS, "exp": WIDE_EXP_BITS, "zero": 1, "nan": 1, "l": Wide}
         )
@@ -241,7 +279,7 @@ class Drain(wiring.Component):
             write.l.eq(delay(m, l_wide, reciprocal.latency, name="l_late")),
             table.write_address.eq(late_row),
             table.write_enable.eq(delay(m, asks, late, name="l_valid", reset=True)),
-            table.read_address[0].eq(delay(m, row[: len(late_row)], 1, name="row")),
+            table.read_address[0].eq(ahead),
             table.read_enable[0].eq(1),
         ]
         return table.read_data[0]
@@ -250,7 +288,8 @@ class Drain(wiring.Component):
         self,
         m: Module,
         job: data.View,
-        ended: data.View,
+        valid: Value,
+        values: list[data.View],
         factor: data.View,
         read: Signal,
         header: Signal,
@@ -262,15 +301,12 @@ class Drain(wiring.Component):
         c = self.config
         width = c.drain_lanes
         latency = Normalise.latency
-        valid = delay(m, read, READ_LATENCY, name="word_valid", reset=True)
         out_valid = delay(m, valid, latency, name="out_valid", reset=True)
         words = []
         wide = (job.format == OutputFormat.FP32) | (job.format == OutputFormat.RAW)
         for n in range(width):
             m.submodules[f"normalise{n}"] = unit = Normalise()
-            o = bundle(Wide, name=f"o{n}")
-            with m.If(~ended.no_o):
-                m.d.comb += o.eq(self.o_word[n])
+            o = values[n]
             m.d.comb += [
                 unit.value.eq(o),
                 unit.y1.eq(factor.y1),

@@ -161,7 +161,7 @@ class AttentionEngine(wiring.Component):
             *(path.job.payload[n].eq(job[n]) for n in path.job.payload.shape().members),
             *(
                 drain.job.payload[n].eq(job[n])
-                for n in ("slot", "tiles", "rows", "output", "ident")
+                for n in ("slot", "tiles", "rows", "rotate", "output", "ident")
             ),
             drain.job.payload.format.eq(job.output_format),
             drain.job.payload.stride.eq(job.output_stride),

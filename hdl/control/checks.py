@@ -103,6 +103,8 @@ class Rules:
         return [
             Check("plane", Error.BAD_PLANE, plane.plane >= config.planes),
             Check("format", Error.BAD_FORMAT, plane.format >= len(Format)),
+            # A core without the units must not leave the rotation out silently.
+            Check("rotate", Error.BAD_FORMAT, Const(0, 1) if config.rotation else plane.rotate),
             Check(
                 "head",
                 Error.BAD_HEAD_SIZE,

@@ -296,6 +296,7 @@ class Dispatch(wiring.Component):
                 plane_data.tiles.eq(plane.head),
                 plane_data.format.eq(plane.format),
                 plane_data.tags.eq(plane.tags),
+                plane_data.rotate.eq(plane.rotate),
                 sequence_data.table.eq(sequence.table),
                 sequence_data.capacity.eq(sequence.capacity),
             ]
@@ -306,7 +307,7 @@ class Dispatch(wiring.Component):
         m.d.comb += self.append.payload.table.eq(sequence.table)
         for out, command in ((self.append.payload, append), (self.attend.payload, attend)):
             m.d.comb += out.ident.eq(self.ident)
-            for name in ("base", "stride", "tiles", "format", "tags"):
+            for name in ("base", "stride", "tiles", "format", "tags", "rotate"):
                 m.d.comb += out[name].eq(plane[name])
             for name in dict(out.shape()):
                 if name in dict(command.shape()) and name not in ("format", "window", "sinks"):

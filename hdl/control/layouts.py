@@ -48,7 +48,10 @@ APPEND_DONE = data.StructLayout({"ident": IDENT_BITS, "error": 8, "index": 16, "
 def plane_layout(config: CoreConfig) -> data.StructLayout:
     """Entry of the plane table; head 0: not defined."""
     return data.StructLayout(
-        {"base": config.address_bits, "stride": 32, "tiles": 8, "format": 4, "tags": 1}
+        {
+            "base": config.address_bits, "stride": 32, "tiles": 8, "format": 4, "tags": 1,
+            "rotate": 1,
+        }  # fmt: skip
     )
 
 
@@ -62,9 +65,9 @@ def append_layout(config: CoreConfig) -> data.StructLayout:
     address = config.address_bits
     return data.StructLayout(
         {
-            "base": address, "stride": 32, "tiles": 8, "format": 4, "tags": 1, "table": address,
-            "start": TOKEN_BITS, "tokens": 16, "source_format": 4, "k": address, "v": address,
-            "source_stride": 32, "ident": IDENT_BITS,
+            "base": address, "stride": 32, "tiles": 8, "format": 4, "tags": 1, "rotate": 1,
+            "table": address, "start": TOKEN_BITS, "tokens": 16, "source_format": 4, "k": address,
+            "v": address, "source_stride": 32, "ident": IDENT_BITS,
         }
     )  # fmt: skip
 
@@ -74,9 +77,9 @@ def attend_layout(config: CoreConfig) -> data.StructLayout:
     address = config.address_bits
     return data.StructLayout(
         {
-            "base": address, "stride": 32, "tiles": 8, "format": 4, "tags": 1, "plane": 16,
-            "causal": 1, "sink": 1, "bias": 1, "query_format": 1, "output_format": 2, "rows": 8,
-            "segments": 8, "tables": address, "query": address, "query_stride": 32,
+            "base": address, "stride": 32, "tiles": 8, "format": 4, "tags": 1, "rotate": 1,
+            "plane": 16, "causal": 1, "sink": 1, "bias": 1, "query_format": 1, "output_format": 2,
+            "rows": 8, "segments": 8, "tables": address, "query": address, "query_stride": 32,
             "output": address, "output_stride": 32, "window": TOKEN_BITS, "sinks": TOKEN_BITS,
             "softcap": 32, "softcap_inverse": 32, "ident": IDENT_BITS,
         }
@@ -89,8 +92,8 @@ def job_layout(config: CoreConfig) -> data.StructLayout:
     return data.StructLayout(
         {
             "slot": 1, "base": address, "stride": 32, "tiles": 8, "format": 4, "tags": 1,
-            "causal": 1, "sink": 1, "bias": 1, "query_format": 1, "output_format": 2, "rows": 8,
-            "segments": 8, "output": address, "output_stride": 32, "window": TOKEN_BITS,
+            "rotate": 1, "causal": 1, "sink": 1, "bias": 1, "query_format": 1, "output_format": 2,
+            "rows": 8, "segments": 8, "output": address, "output_stride": 32, "window": TOKEN_BITS,
             "sinks": TOKEN_BITS, "softcap": 32, "softcap_inverse": 32, "ident": IDENT_BITS,
         }
     )  # fmt: skip

@@ -12,6 +12,8 @@ from m890.hdl.control.checks import field_index
 from m890.hdl.control.layouts import EVENT, attend_layout, bits, query_layout, row_layout
 from m890.hdl.control.table_reader import BANK_BITS, ROW_ENTRY
 from m890.hdl.memory.ports import request_layout
+from m890.hdl.numerics.hadamard import BEAT, RotateBeats
+from m890.hdl.numerics.rotation import query_shift
 
 LOADED = data.StructLayout({"bank": BANK_BITS, "slot": 1})
 """A job whose rows and queries stand in the array."""
@@ -22,7 +24,8 @@ class QueryLoader(wiring.Component):
 
     Function
         Jobs use slots 0, 1, 0, 1 ...; loading begins when `slot_free` of the job's slot is set. One
-        read of `tiles` beats per row. A job whose queries meet a bus error is not handed on.
+        read of `tiles` beats per row, rotated if the plane is. A job whose queries meet a bus error
+        is not handed on.
     Members
         i : stream of bank numbers. job_read, job : the bank's job (attend_layout), a cycle later.
         row_read, row_index, entry : its row table, entries a cycle later.
@@ -32,7 +35,7 @@ class QueryLoader(wiring.Component):
         o : stream of LOADED. event : stream of EVENT, for a job with an error, whose bank is then
         free.
     Latency
-        4 cycles + the longer of rows and memory's latency + rows x tiles.
+        4 cycles + the longer of rows and memory's latency + rows x tiles, and Rotate's.
     Throughput
         One beat per cycle.
     """
@@ -80,6 +83,12 @@ class QueryLoader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         job, request = self.job, self.request
+        m.submodules.rotate = beats = RotateBeats(self._config, query_shift(self._config.lanes))
+        m.d.comb += [
+            beats.enable.eq(job.rotate),
+            beats.is_fp16.eq(job.query_format),
+            *(getattr(beats, n).eq(getattr(self, n)) for n in BEAT),
+        ]
         slot, failed, bad_row = Signal(), Signal(), Signal(8)
         count = len(job.rows) + 1
         asked, written, received = Signal(count), Signal(count), Signal(count)
@@ -102,20 +111,20 @@ class QueryLoader(wiring.Component):
             self.row.slot.eq(slot),
             self.row.row.eq(entry_index),
             *(self.row[n].eq(self.entry[n]) for n in ("position", "draft", "sink")),
-            self.query.valid.eq(self.data_valid),
+            self.query.valid.eq(beats.o_valid),
             self.query.slot.eq(slot),
             self.query.row.eq(received),
             self.query.tile.eq(tile),
             self.query.fp16.eq(job.query_format),
-            self.query.data.eq(self.data),
+            self.query.data.eq(beats.o_data),
             entry_valid.eq(0),
             entry_index.eq(written),
         ]
-        with m.If(self.data_valid):
+        with m.If(beats.o_valid):
             m.d.sync += tile.eq(tile + 1)
-            with m.If(self.last):
+            with m.If(beats.o_last):
                 m.d.sync += [tile.eq(0), received.eq(received + 1)]
-            with m.If(self.error & ~failed):
+            with m.If(beats.o_error & ~failed):
                 m.d.sync += [failed.eq(1), bad_row.eq(received)]
         with m.FSM(name="queries"):
             with m.State("IDLE"):

@@ -20,10 +20,10 @@ class Append(wiring.Component):
     """Writes new tokens of a sequence into a plane's pages.
 
     Function
-        For each token the K and the V row (head size elements of BF16 or FP16) are read, scaled and
-        quantised (docs/numerics.md, "Append") and written to the token's place in its page
-        (m890.hdl.layout): a write per group of K's tiles, then of V's, then the token's entry in
-        the header, where the plane has one.
+        For each token the K and the V row (head size elements of BF16 or FP16) are read, rotated if
+        the plane is, scaled and quantised (docs/numerics.md, "Append") and written to the token's
+        place in its page (m890.hdl.layout): a write per group of K's tiles, then of V's, then the
+        token's entry in the header, where the plane has one.
     Members
         command : In(stream of append_layout). Fields are checked already, but for page numbers.
         done : Out(stream of APPEND_DONE). After memory has acknowledged every write.
@@ -33,11 +33,12 @@ class Append(wiring.Component):
     Latency
         One token, from `command` to `done`, in a memory that gives the first beat R cycles after a
         request and acknowledges a write after W: R + W + 3 tiles + header + 24 +
-        ceil(log2(lanes) / 2) cycles (`header`: 1 if the plane has headers).
+        ceil(log2(lanes) / 2) cycles (`header`: 1 if the plane has headers), and Rotate's if it is
+        rotated.
     Throughput
-        One tile per cycle, 2 tiles + header cycles per token, if memory takes the writes and R is
-        less than the time of 7 tokens: the rows of the next 8 tokens are read ahead. One command at
-        a time.
+        One tile per cycle, 2 tiles + header cycles per token, if memory takes the writes and R and
+        Rotate's latency are less than the time of 14 tokens: the rows of the next 16 are read
+        ahead. One command at a time.
     Backpressure
         command.ready and done.valid depend on state only. Reads are asked for where there is room.
     Storage

@@ -12,10 +12,12 @@ from m890.hdl.memory.ports import ReadPort
 from m890.hdl.memory.queue import Queue
 from m890.hdl.memory.sram import Sram
 from m890.hdl.numerics.formats import Format
+from m890.hdl.numerics.hadamard import BEAT, RotateBeats
 from m890.hdl.numerics.pipeline import delay, largest, register
 from m890.hdl.numerics.quantise import RowScale, finite_magnitude
+from m890.hdl.numerics.rotation import kv_shift
 
-ROWS = 16
+ROWS = 32
 """Rows (K or V of one token) asked for or buffered: they hide the memory's latency."""
 
 ROW = data.StructLayout({"scale": 16, "error": 1})
@@ -27,7 +29,8 @@ class AppendSource(wiring.Component):
 
     Function
         Row n is `tiles` port beats at k or v + (n // 2) x source_stride. Its largest magnitude is
-        found as it arrives, and its scale from that (RowScale).
+        found as it arrives, and its scale from that (RowScale). Of a rotated plane, each beat is
+        rotated first.
     Members
         job : In(append_layout). Steady from `start` until `idle`.
         start : In. One cycle: begins a job; only while `idle`.
@@ -37,7 +40,7 @@ class AppendSource(wiring.Component):
         row : Out(stream of ROW). Offered when all of it is buffered; taking it frees its place.
         tile : In. Beat of the offered row to read. beat : Out. That beat, one cycle later.
     Latency
-        Last beat to `row.valid`: 9 + ceil(log2(lanes) / 2) cycles.
+        Last beat to `row.valid`: 9 + ceil(log2(lanes) / 2) cycles, and Rotate's if it is rotated.
     Throughput
         One beat per cycle.
     Backpressure
@@ -100,33 +103,39 @@ class AppendSource(wiring.Component):
             m.d.sync += left.eq(0)
         with m.Elif(self.start):
             m.d.sync += [left.eq(job.tokens << 1), addresses[0].eq(job.k), addresses[1].eq(job.v)]
-        self._buffer(m, take)
-        self._scale(m)
+        m.submodules.rotate = beats = RotateBeats(self._config, kv_shift(self._config.lanes))
+        m.d.comb += [
+            beats.enable.eq(job.rotate),
+            beats.is_fp16.eq(job.source_format == Format.FP16),
+            *(getattr(beats, n).eq(getattr(self.read, n)) for n in BEAT),
+        ]
+        self._buffer(m, beats, take)
+        self._scale(m, beats)
         return m
 
-    def _buffer(self, m: Module, take: Value) -> None:
-        config, read = self._config, self.read
+    def _buffer(self, m: Module, beats: RotateBeats, take: Value) -> None:
+        config = self._config
         m.submodules.buffer = buffer = Sram(config.port_bits, ROWS * config.max_tiles)
         fill, drain = Signal(range(ROWS)), Signal(range(ROWS))
         beat = Signal(bits(config.max_tiles))
         inside = bits(config.max_tiles) if config.max_tiles > 1 else 0
         m.d.comb += [
             buffer.write_address.eq(Cat(beat[:inside], fill)),
-            buffer.write_data.eq(read.data),
-            buffer.write_enable.eq(read.data_valid),
+            buffer.write_data.eq(beats.o_data),
+            buffer.write_enable.eq(beats.o_valid),
             buffer.read_address[0].eq(Cat(self.tile[:inside], drain)),
             buffer.read_enable[0].eq(1),
             self.beat.eq(buffer.read_data[0]),
         ]
-        with m.If(read.data_valid):
-            m.d.sync += beat.eq(Mux(read.last, 0, beat + 1))
-        m.d.sync += [fill.eq(fill + (read.data_valid & read.last)), drain.eq(drain + take)]
+        with m.If(beats.o_valid):
+            m.d.sync += beat.eq(Mux(beats.o_last, 0, beat + 1))
+        m.d.sync += [fill.eq(fill + (beats.o_valid & beats.o_last)), drain.eq(drain + take)]
 
-    def _scale(self, m: Module) -> None:
-        config, read, job = self._config, self.read, self.job
+    def _scale(self, m: Module, beats: RotateBeats) -> None:
+        config, job = self._config, self.job
         is_fp16 = job.source_format == Format.FP16
         sizes = [
-            register(m, finite_magnitude(read.data.word_select(n, 16), is_fp16), name=f"size{n}")
+            register(m, finite_magnitude(beats.o_data.word_select(n, 16), is_fp16), name=f"size{n}")
             for n in range(config.lanes)
         ]
         levels = 0
@@ -139,9 +148,9 @@ class AppendSource(wiring.Component):
                 )
                 for n in range(0, len(sizes), 4)
             ]  # fmt: skip
-        valid = delay(m, read.data_valid, 1 + levels, name="valid", reset=True)
-        last = delay(m, read.last, 1 + levels, name="last")
-        error = delay(m, read.error, 1 + levels, name="error")
+        valid = delay(m, beats.o_valid, 1 + levels, name="valid", reset=True)
+        last = delay(m, beats.o_last, 1 + levels, name="last")
+        error = delay(m, beats.o_error, 1 + levels, name="error")
 
         inside = Signal()  # of a row: `amax` and `bad` are about its earlier beats
         amax, bad, ready = Signal(15), Signal(), Signal()

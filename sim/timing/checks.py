@@ -43,6 +43,7 @@ class Plane:
     base: int
     stride: int
     layout: PageLayout
+    rotate: bool
 
 
 def plane_page(config: CoreConfig, c: dict[str, int]) -> PageLayout:
@@ -73,6 +74,8 @@ class Tables:
             return _failure(PLANE, "plane", Error.BAD_PLANE)
         if c["format"] not in FORMATS:
             return _failure(PLANE, "format", Error.BAD_FORMAT)
+        if c["rotate"] and not config.rotation:
+            return _failure(PLANE, "rotate", Error.BAD_FORMAT)
         if not 1 <= c["head"] <= config.max_tiles:
             return _failure(PLANE, "head", Error.BAD_HEAD_SIZE)
         for name in ("base", "stride"):

@@ -127,7 +127,9 @@ class ModelDevice:
             self._time(one, self._pipeline.other(), failure)
             if failure is None:
                 layout = plane_page(self.config, c)
-                self._tables.planes[c["plane"]] = Plane(c["base"], c["stride"], layout)
+                self._tables.planes[c["plane"]] = Plane(
+                    c["base"], c["stride"], layout, bool(c["rotate"])
+                )
 
     def _sequences(self, commands: list[dict[str, int]], done: NDArray) -> None:
         self._jobs.forget()

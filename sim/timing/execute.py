@@ -132,14 +132,16 @@ class Executor:
 
     def append(self, jobs: Sequence[Append]) -> None:
         """Runs APPENDs in order; later ones win where they write the same token."""
-        groups: dict[tuple[PageLayout, int], list[Append]] = {}
+        groups: dict[tuple[PageLayout, bool, int], list[Append]] = {}
         for job in jobs:
-            key = (job.plane.layout, job.command["source_format"])
+            key = (job.plane.layout, job.plane.rotate, job.command["source_format"])
             groups.setdefault(key, []).append(job)
-        for (layout, source), members in groups.items():
-            self._append_group(layout, Format(source), members)
+        for (layout, rotate, source), members in groups.items():
+            self._append_group(layout, rotate, Format(source), members)
 
-    def _append_group(self, layout: PageLayout, source: Format, jobs: list[Append]) -> None:
+    def _append_group(
+        self, layout: PageLayout, rotate: bool, source: Format, jobs: list[Append]
+    ) -> None:
         config, lanes, tiles = self.config, self.config.lanes, layout.tiles
         counts = np.array([j.command["tokens"] for j in jobs])
         job = np.repeat(np.arange(len(jobs)), counts)
@@ -161,6 +163,8 @@ class Executor:
         for value, start in ((0, layout.k_offset), (1, layout.v_offset)):
             at = column("kv"[value]) + offset * column("source_stride")
             rows = self._gather(at, tiles * config.port_bytes).view("<u2")
+            if rotate:
+                rows = golden.rotate_kv(rows, source, lanes)
             codes, scale, quantised = golden.append(layout.format, rows, source)
             flags |= quantised
             raw, byte = stored.pack(layout, codes), 0
@@ -235,6 +239,7 @@ class Executor:
                 softcap=_float(c["softcap"]),
                 softcap_inverse=_float(c["softcap_inverse"]),
                 output_format=output_format,
+                rotate=jobs[0].plane.rotate,
             )
         )
         statuses = np.broadcast_to(result.status, len(strands)).tolist()

@@ -55,7 +55,7 @@ class JobReader:
         rows = self._table(c["tables"], c["rows"], ROW_BYTES)
         at = c["tables"] + -(-rows.size // port) * port
         segments = self._table(at, c["segments"], SEGMENT_BYTES)
-        kind = (plane.layout, *(c[name] for name in _KIND))
+        kind = (plane.layout, plane.rotate, *(c[name] for name in _KIND))
         key = (kind, plane.stride, rows.tobytes(), segments.tobytes())
         kept = self._kept.get(key)
         if kept is not None and all(self._same(pages) for pages in kept[1]):

@@ -78,8 +78,9 @@ async def appends(dut: Any) -> None:
         formats = list(Format) if parameters()["long"] else [Format.E4M3]
         for format in formats:
             driver = take_over(driver.device)
-            scene = Scene(driver, rng(), format, 2, planes=1, sequences=1, pages=2)
-            DeviceSuite()._append(scene, Format.BF16, specials=True)
+            scene = Scene(driver, rng(), format, 2, planes=2, sequences=1, pages=2)
+            for plane in range(2):
+                DeviceSuite()._append(scene, Format.BF16, plane, specials=True)
 
     await with_driver(dut, 0.2, firmware)
 

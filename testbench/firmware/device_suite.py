@@ -126,8 +126,9 @@ class DeviceSuite(BadInput):
         """Codes and scales lie where the layout wants them; no other byte of the pool changes."""
         scene = Scene(driver, rng, format, min(2, driver.config.max_tiles))
         for source in (Format.FP16, Format.BF16):
-            self._append(scene, source, specials=False)
-            self._append(scene, source, specials=True)
+            for plane in range(scene.planes):
+                self._append(scene, source, plane, specials=False)
+                self._append(scene, source, plane, specials=True)
 
     def test_append_then_attend(self, driver: Driver, rng: np.random.Generator) -> None:
         """A job under the same doorbell sees the tokens that the APPEND before it wrote."""
@@ -218,10 +219,9 @@ class DeviceSuite(BadInput):
         segments[1] = replace(old, exponent=exponent, l=l_value, o=o)
         return golden.attend(replace(two.golden, segments=segments))
 
-    def _append(self, scene: Scene, source: Format, *, specials: bool) -> None:
+    def _append(self, scene: Scene, source: Format, plane: int, *, specials: bool) -> None:
         driver, rng = scene.driver, scene.rng
         s = scene.sequences[int(rng.integers(len(scene.sequences)))]
-        plane = int(rng.integers(scene.planes))
         start = int(rng.integers(0, s.capacity))
         tokens = int(rng.integers(1, s.capacity - start + 1))
         head = scene.tiles * scene.config.lanes
@@ -243,7 +243,10 @@ class DeviceSuite(BadInput):
         )  # fmt: skip
         quantised = False
         for value in (0, 1):
-            codes, scale, flags = golden.append(scene.format, rows[value], source)
+            row = rows[value]
+            if scene.rotated[plane]:
+                row = golden.rotate_kv(row, source, scene.config.lanes)
+            codes, scale, flags = golden.append(scene.format, row, source)
             quantised |= bool(flags.any())
             s.codes[plane, value, start : start + tokens] = codes
             if scale is not None and s.scales is not None:

@@ -57,7 +57,7 @@ class JobSpec:
 
 
 class Scene:
-    """Planes of one format and head size, and sequences full of random tokens."""
+    """Planes of one format and head size, every second one rotated; sequences of random tokens."""
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class Scene:
         """`pages` per sequence; pages of the pool are handed out in random order."""
         self.driver, self.rng, self.config = driver, rng, driver.config
         self.format, self.tiles, self.planes = format, tiles, planes
+        self.rotated = [plane % 2 == 1 and self.config.rotation for plane in range(planes)]
         self.layout = PageLayout(self.config, format, tiles)
         shape = PlaneShape(planes, format, tiles * self.config.lanes)
         self.stride = shape.stride(self.config)
@@ -87,7 +88,7 @@ class Scene:
             driver.wait(
                 driver.submit(
                     "PLANE", plane=plane, format=int(format), head=tiles,
-                    base=int(self.base[plane]), stride=self.stride,
+                    rotate=int(self.rotated[plane]), base=int(self.base[plane]), stride=self.stride,
                 )
             )  # fmt: skip
         order = rng.permutation(count)
@@ -207,6 +208,7 @@ class Scene:
         wanted = golden.Job(
             config, self.format, query, segments, query_format, position, draft,
             logits if sink else None, causal, window, sinks, float(cap), float(inverse), output,
+            self.rotated[plane],
         )  # fmt: skip
         tables = self._tables(position, draft, logits, entries)
         spare = config.port_bytes * int(rng.integers(0, 3))
@@ -229,7 +231,7 @@ class Scene:
         note = (
             f"{self.format.name} rows {rows} kinds {[SegmentKind(k).name for k in kinds]} output"
             f" {output.name} causal {causal} window {window} sinks {sinks} bias {bias} sink {sink}"
-            f" softcap {softcap} gain {gain}"
+            f" softcap {softcap} gain {gain} rotated {self.rotated[plane]}"
         )
         return JobSpec(
             command, golden.attend(wanted), at, output_bytes, wanted, note, rows, buffers

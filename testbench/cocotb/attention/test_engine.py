@@ -73,7 +73,7 @@ class EngineBench:
                 yield
                 dut.row.value = 0
                 for tile in range(p["tiles"]):
-                    codes = job.golden.query[r, tile * lanes : (tile + 1) * lanes]
+                    codes = job.query[r, tile * lanes : (tile + 1) * lanes]
                     word = int.from_bytes(codes.astype("<u2").tobytes(), "little")
                     one = {"valid": 1, "slot": slot, "row": r, "tile": tile, "data": word}
                     dut.query.value = pack(queries, one | {"fp16": p["query_format"]})

@@ -10,7 +10,8 @@ from m890.hdl.commands import SegmentKind
 from m890.hdl.config import CoreConfig
 from m890.hdl.layout import PageLayout, raw_stride
 from m890.hdl.numerics.formats import CODINGS, Format, OutputFormat
-from m890.sim.golden import Job, KvSegment, RawSegment, Result, append, attend
+from m890.sim.golden import Job, KvSegment, RawSegment, Result, append, attend, rotate_kv
+from m890.sim.golden.rotate import rotate_query
 
 
 class Memory:
@@ -54,6 +55,7 @@ class Plane:
     tokens: int
     rng: np.random.Generator
     scale: float = 1.0
+    rotate: bool = False
     k: np.ndarray = field(init=False)
     v: np.ndarray = field(init=False)
     k_scale: np.ndarray | None = field(init=False)
@@ -74,7 +76,10 @@ class Plane:
         codes = []
         for value in (False, True):
             rows = (rng.standard_normal((full, d)) * self.scale).astype(np.float16)
-            code, scale, _ = append(self.format, rows.view(np.uint16), Format.FP16)
+            source = rows.view(np.uint16)
+            if self.rotate:
+                source = rotate_kv(source, Format.FP16, c.lanes)
+            code, scale, _ = append(self.format, source, Format.FP16)
             codes.append((code, scale))
             token = np.arange(full)[:, None]
             page, inside = token // c.page_tokens, token % c.page_tokens
@@ -103,6 +108,14 @@ class TestJob:
 
     __test__ = False
 
+    @property
+    def query(self) -> np.ndarray:
+        """Queries as the job loader hands them to the rows."""
+        job = self.golden
+        if not job.rotate:
+            return job.query
+        return rotate_query(job.query, job.query_format, job.config.lanes)
+
 
 def make_job(
     config: CoreConfig, memory: Memory, seed: int, number: int, **fixed: object
@@ -126,9 +139,11 @@ def make_job(
         "query_format": chance.choice([Format.BF16, Format.FP16]),
         "output_format": chance.choice(list(OutputFormat)),
         "scale": 1.0,
+        "rotate": chance.randrange(3) == 0,
     } | fixed
     rows, tiles, d = pick["rows"], pick["tiles"], pick["tiles"] * config.lanes
-    plane = Plane(config, memory, pick["format"], tiles, pick["tokens"], rng, pick["scale"])
+    plane = Plane(config, memory, pick["format"], tiles, pick["tokens"], rng, pick["scale"],
+                  pick["rotate"])  # fmt: skip
     q16 = rng.standard_normal((rows, d)).astype(np.float32) * 0.5
     if pick["query_format"] == Format.FP16:
         query = q16.astype(np.float16).view(np.uint16)
@@ -198,7 +213,7 @@ def make_job(
     job = Job(
         config, pick["format"], query, golden, pick["query_format"], position, draft,
         sink if pick["sink"] else None, bool(pick["causal"]), pick["window"], pick["sinks"],
-        pick["softcap"], None, pick["output_format"],
+        pick["softcap"], None, pick["output_format"], pick["rotate"],
     )  # fmt: skip
     out = pick["output_format"]
     if out == OutputFormat.RAW:
@@ -209,8 +224,9 @@ def make_job(
     inverse = np.float32(1) / cap if cap else np.float32(0)
     payload = {
         "slot": number & 1, "base": plane.base, "stride": plane.stride, "tiles": tiles,
-        "format": int(pick["format"]), "causal": pick["causal"], "sink": pick["sink"],
-        "bias": pick["bias"], "query_format": int(pick["query_format"] == Format.FP16),
+        "format": int(pick["format"]), "rotate": int(pick["rotate"]), "causal": pick["causal"],
+        "sink": pick["sink"], "bias": pick["bias"],
+        "query_format": int(pick["query_format"] == Format.FP16),
         "output_format": int(out), "rows": rows, "segments": len(segments),
         "output": memory.place(rows * stride), "output_stride": stride,
         "window": pick["window"], "sinks": pick["sinks"], "softcap": int(cap.view(np.uint32)),

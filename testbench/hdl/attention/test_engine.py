@@ -49,7 +49,7 @@ class EngineBench:
                 await ctx.tick()
                 ctx.set(dut.row, {"valid": 0})
                 for tile in range(p["tiles"]):
-                    codes = job.golden.query[r, tile * lanes : (tile + 1) * lanes]
+                    codes = job.query[r, tile * lanes : (tile + 1) * lanes]
                     word = int.from_bytes(codes.astype("<u2").tobytes(), "little")
                     ctx.set(
                         dut.query,
@@ -140,6 +140,21 @@ def test_one_decode_job() -> None:
         query_format=Format.FP16, output_format=OutputFormat.FP32,
     )  # fmt: skip
     EngineBench(config, memory, [job]).run(1)
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.4])
+def test_outputs_of_rotated_planes(stall: float) -> None:
+    """Every output format, plain jobs in between: rotated back or not, one behind the other."""
+    config = preset("tiny")
+    memory = Memory(config, 1 << 20, 5)
+    jobs = [
+        make_job(
+            config, memory, 5, n, rotate=n % 3 != 2, output_format=list(OutputFormat)[n % 4],
+            tokens=12, segments=1,
+        )
+        for n in range(12)
+    ]  # fmt: skip
+    EngineBench(config, memory, jobs).run(5, stall)
 
 
 @pytest.mark.parametrize(("seed", "stall"), [(1, 0.0), (2, 0.4), (3, 0.2)])

@@ -84,6 +84,8 @@ class Reference:
         config, me = self.config, Opcode.PLANE
         self._refuse(c["plane"] >= config.planes, Error.BAD_PLANE, me, "plane")
         self._refuse(c["format"] not in set(Format), Error.BAD_FORMAT, me, "format")
+        wrong = c["rotate"] and not config.rotation
+        self._refuse(bool(wrong), Error.BAD_FORMAT, me, "rotate")
         self._refuse(not 1 <= c["head"] <= config.max_tiles, Error.BAD_HEAD_SIZE, me, "head")
         self._aligned(c, me, "base", "stride")
         page = PageLayout(config, Format(c["format"]), c["head"], bool(c["tags"])).page_bytes

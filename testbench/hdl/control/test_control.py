@@ -2,9 +2,13 @@
 
 import itertools
 
+import numpy as np
+import pytest
+
 from m890.hdl.commands import Opcode
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
+from m890.sim.golden.rotate import rotate_query
 from m890.testbench.hdl.control.machine import Machine
 
 SEQUENCE_TABLE = 0x2000
@@ -15,9 +19,10 @@ def plane(machine, number=3, base=0x8000):
     return {"plane": number, "format": Format.E4M3, "head": 2, "base": base, "stride": 0x140}
 
 
-async def set_up(machine, sequences=(2,)):
+async def set_up(machine, sequences=(2,), rotate=0):
     """A plane and some sequences of 64 tokens."""
-    assert (await machine.perform(Opcode.PLANE, **plane(machine)))["error"] == 0
+    found = await machine.perform(Opcode.PLANE, **plane(machine), rotate=rotate)
+    assert found["error"] == 0
     for s in sequences:
         found = await machine.perform(
             Opcode.SEQUENCE, sequence=s, table=SEQUENCE_TABLE + 32 * s, capacity=64
@@ -49,7 +54,19 @@ def segment(**changes):
     return {"kind": 0, "sequence": 2, "start": 3, "end": 60, "row_mask": 5, **changes}
 
 
-def test_every_command_reaches_its_engine_and_completes(seed):
+def beat(machine, at, *, fp16, rotate):
+    """A port beat of a query as it reaches the rows."""
+    raw = bytes(machine.memory[at : at + machine.config.port_bytes])
+    if rotate:
+        codes = np.frombuffer(raw, "<u2")
+        source = Format.FP16 if fp16 else Format.BF16
+        raw = rotate_query(codes, source, machine.config.lanes).astype("<u2").tobytes()
+    return int.from_bytes(raw, "little")
+
+
+@pytest.mark.parametrize("rotate", [0, 1])
+@pytest.mark.parametrize("fp16", [0, 1])
+def test_every_command_reaches_its_engine_and_completes(seed, fp16, rotate):
     machine = Machine(seed)
     table = rows(machine)
     segments = [segment(), segment(kind=1, start=60, end=64, row_mask=2)]
@@ -57,14 +74,14 @@ def test_every_command_reaches_its_engine_and_completes(seed):
     async def test(machine):
         await machine.start()
         assert (await machine.perform(Opcode.NOP))["error"] == 0
-        await set_up(machine)
+        await set_up(machine, rotate=rotate)
         found = await machine.perform(
             Opcode.APPEND, plane=3, sequence=2, start=10, tokens=7, source_format=1, k=QUERY,
             v=OUTPUT, source_stride=0x20,
         )  # fmt: skip
         assert (found["error"], found["status"]) == (0, 8)
         machine.tables(TABLES, table, segments)
-        found = await machine.perform(Opcode.ATTEND, **attend())
+        found = await machine.perform(Opcode.ATTEND, **attend(query_format=fp16))
         assert (found["error"], found["status"], found["beats"]) == (0, 3, 77)
         assert (await machine.perform(Opcode.FENCE))["error"] == 0
 
@@ -73,16 +90,16 @@ def test_every_command_reaches_its_engine_and_completes(seed):
     ident = append.pop("ident")
     assert ident < 8
     assert append == {
-        "base": 0x8000, "stride": 0x140, "tiles": 2, "format": Format.E4M3, "start": 10,
-        "table": SEQUENCE_TABLE + 64, "tokens": 7, "source_format": 1, "k": QUERY, "v": OUTPUT,
-        "source_stride": 0x20,
+        "base": 0x8000, "stride": 0x140, "tiles": 2, "format": Format.E4M3, "rotate": rotate,
+        "tags": 0, "start": 10, "table": SEQUENCE_TABLE + 64, "tokens": 7, "source_format": 1,
+        "k": QUERY, "v": OUTPUT, "source_stride": 0x20,
     }  # fmt: skip
     (job,) = machine.jobs
-    fields = attend()
+    fields = attend(query_format=fp16)
     assert job.job.pop("ident") < 8
     assert job.job == {
-        "slot": 0, "base": 0x8000, "stride": 0x140, "tiles": 2, "format": Format.E4M3, "sink": 0,
-        "bias": 0,
+        "slot": 0, "base": 0x8000, "stride": 0x140, "tiles": 2, "format": Format.E4M3,
+        "rotate": rotate, "tags": 0, "sink": 0, "bias": 0,
         **{
             n: fields[n]
             for n in (
@@ -95,7 +112,7 @@ def test_every_command_reaches_its_engine_and_completes(seed):
         assert job.rows[r] == {"valid": 1, "slot": 0, "row": r, **row}
     for r, tile in itertools.product(range(3), range(2)):
         at = QUERY + 0x40 * r + 16 * tile
-        assert job.queries[r, tile] == int.from_bytes(machine.memory[at : at + 16], "little")
+        assert job.queries[r, tile] == beat(machine, at, fp16=fp16, rotate=rotate)
     for n, (seen, asked) in enumerate(zip(job.segments, segments, strict=True)):
         assert seen == {
             "kind": asked["kind"], "start": asked["start"], "end": asked["end"], "address": 0,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from m890.hdl.commands import ATTEND, COMMANDS, SEGMENT, Error, Opcode
+from m890.hdl.commands import ATTEND, COMMANDS, PLANE, SEGMENT, Error, Opcode
 from m890.hdl.config import preset
 from m890.testbench.hdl.control.machine import MEMORY, Machine
 from m890.testbench.hdl.control.reference import Reference
@@ -221,6 +221,19 @@ def test_a_core_without_the_unit_refuses_a_soft_cap(seed):
         found = await machine.perform(Opcode.ATTEND, **attend())
         field = [f.name for f in ATTEND.fields].index("softcap")
         assert (found["error"], found["field"]) == (Error.BAD_FORMAT, field)
+
+    machine.run(test)
+
+
+def test_a_core_without_the_units_refuses_a_rotated_plane(seed):
+    machine = Machine(seed, preset("tiny").with_(rotation=False))
+
+    async def test(machine):
+        await machine.start()
+        found = await machine.perform(Opcode.PLANE, **plane(machine), rotate=1)
+        field = [f.name for f in PLANE.fields].index("rotate")
+        assert (found["error"], found["field"]) == (Error.BAD_FORMAT, field)
+        assert (await machine.perform(Opcode.PLANE, **plane(machine)))["error"] == 0
 
     machine.run(test)
 

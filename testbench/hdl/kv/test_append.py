@@ -13,6 +13,7 @@ from m890.hdl.kv.append import Append
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import CODINGS, Format
 from m890.sim.golden.append import append
+from m890.sim.golden.rotate import rotate_kv
 from m890.testbench.hdl.kv.support import run, sink, source
 from m890.testbench.hdl.memory.stubs import read_server, write_server
 from m890.testbench.hdl.numerics import numbers
@@ -38,6 +39,7 @@ class Command:
     index: int = 0
     gap: int = 0  # bytes between the pages, and between source rows
     tags: bool = False
+    rotate: bool = False
     layout: PageLayout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,7 +57,8 @@ class Command:
         tokens = self.rows.shape[1]
         return {
             "base": POOL, "stride": self.stride, "tiles": self.tiles, "format": self.format,
-            "tags": self.tags, "table": TABLE, "start": self.start, "tokens": tokens,
+            "tags": self.tags, "rotate": self.rotate, "table": TABLE, "start": self.start,
+            "tokens": tokens,
             "source_format": self.source_format, "k": SOURCE,
             "v": SOURCE + tokens * self.source_stride, "source_stride": self.source_stride,
             "ident": self.ident,
@@ -70,7 +73,10 @@ class Command:
 
     def expect(self, memory: bytearray) -> int:
         """Writes what the command should write; returns its status bits."""
-        codes, scales, event = append(self.format, self.rows, self.source_format)
+        rows = self.rows
+        if self.rotate:
+            rows = rotate_kv(rows, self.source_format, self.config.lanes)
+        codes, scales, event = append(self.format, rows, self.source_format)
         size = CODINGS[self.format].bytes
         for which in (0, 1):
             for n, row in enumerate(codes[which]):
@@ -92,6 +98,7 @@ def make(rng: np.random.Generator, config: CoreConfig, format: Format, **changes
     start = int(rng.integers(0, 3 * config.page_tokens))
     tokens = int(rng.integers(1, config.page_tokens + 4))
     changes = {"tiles": tiles, "start": start, "source_format": source_format} | changes
+    changes.setdefault("rotate", bool(rng.integers(2)))
     tokens = changes.pop("tokens", tokens)
     shape = (2, tokens, changes["tiles"] * config.lanes)
     values = rng.normal(size=shape).astype(np.float32)

@@ -10,6 +10,7 @@ import pytest
 from m890.hdl.config import PRESETS, CoreConfig
 from m890.hdl.kv.append import Append
 from m890.hdl.numerics.formats import CODINGS, Format
+from m890.hdl.numerics.hadamard import Rotate
 from m890.testbench.hdl.kv.support import run, sink, source
 from m890.testbench.hdl.kv.test_append import SIZE, make
 
@@ -61,11 +62,14 @@ def _writes(port: Any, latency: int) -> Callable:
     return serve
 
 
-def _cycles(format: Format, tiles: int, tokens: int, read: int, write: int) -> int:
+def _cycles(
+    format: Format, tiles: int, tokens: int, read: int, write: int, *, rotate: bool
+) -> int:
     rng = np.random.default_rng(0)
     command = make(
-        rng, TINY, format, tiles=tiles, tokens=tokens, start=0, source_format=Format.FP16
-    )
+        rng, TINY, format, tiles=tiles, tokens=tokens, start=0, source_format=Format.FP16,
+        rotate=rotate,
+    )  # fmt: skip
     dut = Append(TINY)
     memory = bytearray(SIZE)
     command.place_inputs(memory)
@@ -91,19 +95,22 @@ def _cycles(format: Format, tiles: int, tokens: int, read: int, write: int) -> i
 
 @pytest.mark.parametrize("format", [Format.FP16, Format.INT8])
 @pytest.mark.parametrize("tiles", [1, 4])
-def test_latency(format: Format, tiles: int) -> None:
-    """R + W + 3 tiles + header + a constant, which is the same for all."""
+@pytest.mark.parametrize("rotate", [False, True])
+def test_latency(format: Format, tiles: int, rotate: bool) -> None:
+    """R + W + 3 tiles + header + a constant, which is the same for all; rotation adds its own."""
     header = CODINGS[format].scaled
     for read, write in ((1, 1), (20, 7)):
-        constant = _cycles(format, tiles, 1, read, write) - read - write - 3 * tiles - header
-        assert constant == 26
+        cycles = _cycles(format, tiles, 1, read, write, rotate=rotate)
+        constant = cycles - read - write - 3 * tiles - header
+        assert constant == 26 + rotate * Rotate.cycles(TINY.lanes)
 
 
 @pytest.mark.parametrize(
     ("format", "tiles"), [(Format.FP16, 4), (Format.FP16, 1), (Format.E4M3, 1), (Format.INT8, 3)]
 )
-def test_throughput(format: Format, tiles: int) -> None:
+@pytest.mark.parametrize("rotate", [False, True])
+def test_throughput(format: Format, tiles: int, rotate: bool) -> None:
     """One tile per cycle: 2 tiles + header cycles per token, across pages."""
     header = CODINGS[format].scaled
-    short, long = (_cycles(format, tiles, tokens, 3, 3) for tokens in (8, 24))
+    short, long = (_cycles(format, tiles, tokens, 3, 3, rotate=rotate) for tokens in (8, 24))
     assert (long - short) == 16 * (2 * tiles + header)

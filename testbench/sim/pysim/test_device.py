@@ -21,9 +21,9 @@ def device() -> PysimDevice:
 
 def test_jobs_and_appends(device: PysimDevice, rng: np.random.Generator) -> None:
     suite, driver = DeviceSuite(), Driver(device, ring=4, scratch_bytes=1 << 18)
-    scene = Scene(driver, rng, Format.E4M3, 1, planes=1, sequences=1, pages=2)
+    scene = Scene(driver, rng, Format.E4M3, 1, planes=2, sequences=1, pages=2)
     suite._run(scene, [scene.job(kinds=[0]), scene.job(kinds=[1, 2])])
-    suite._append(scene, Format.FP16, specials=True)
+    suite._append(scene, Format.FP16, 1, specials=True)
 
 
 def test_failure_has_its_name(device: PysimDevice) -> None:
