@@ -114,9 +114,7 @@ class RowArray(wiring.Component):
         seen, visible, overflow, underflow = [], [], [], []
         words, sums = [], []
         for r in range(rows):
-            row = self._row(m, r)
-            for name, value in shared.items():
-                m.d.comb += row[name].eq(value)
+            row = self._row(m, r, shared)
             m.d.comb += [
                 row["index"].eq(r),
                 row["setup_here"].eq(setup_row == r),
@@ -149,17 +147,24 @@ class RowArray(wiring.Component):
                     m.d.sync += self.l.eq(Mux(self.l_slot, sums[r][1], sums[r][0]))
         return m
 
-    def _row(self, m: Module, number: int) -> dict[str, Signal]:
-        """The ports of row `number`, elaborated here or as an instance of the one row module."""
+    def _row(self, m: Module, number: int, shared: dict[str, Any]) -> dict[str, Signal]:
+        """Row `number`, elaborated here or as an instance of the one row module.
+
+        It gets what all rows share; returns its other ports.
+        """
+        own = [name for name in self.row.signature.members if name not in shared]
         if not self.external:
             row = self.row if number == 0 else Row(self.config)
             m.submodules[f"row{number}"] = row
-            return {name: getattr(row, name) for name in row.signature.members}
-        ports, wires = {}, {}
-        for name, member in self.row.signature.members.items():
-            wires[name] = wire = Signal(member.shape, name=f"row{number}_{name}")
-            plain = wire.as_value() if isinstance(wire, data.View) else wire
-            ports[f"{'i' if member.flow is In else 'o'}_{name}"] = plain
+            m.d.comb += [getattr(row, name).eq(value) for name, value in shared.items()]
+            return {name: getattr(row, name) for name in own}
+        # No wire per row for what all share: it would be most of a large core's text.
+        ports = {f"i_{name}": Value.cast(value) for name, value in shared.items()}
+        wires = {}
+        for name in own:
+            member = self.row.signature.members[name]
+            wires[name] = Signal(member.shape, name=f"row{number}_{name}")
+            ports[f"{'i' if member.flow is In else 'o'}_{name}"] = Value.cast(wires[name])
         m.submodules[f"row{number}"] = Instance(
             self.ROW_MODULE, i_clk=ClockSignal(), i_rst=ResetSignal(), **ports
         )

@@ -153,7 +153,7 @@ class AppendWriter(wiring.Component):
         config = self._config
         entry, mask = Signal(config.port_bits, name="entry"), Signal(config.port_bytes)
         with m.Switch(self.header):
-            for n in range(config.lanes.bit_length()):
+            for n in range(min(config.lanes.bit_length(), len(self.header))):
                 half = 1 << n
                 with m.Case(half):
                     word = Cat(Cat(scale, C(0, 8 * half))[: 8 * half] for scale in scales)

@@ -1,5 +1,6 @@
 """From a component to Verilog: elaborate, merge identical modules, name them, write."""
 
+import gc
 import inspect
 import re
 from importlib import import_module
@@ -40,10 +41,22 @@ def generate(
     which returns names and components, instantiates these by name (`Instance`); each is elaborated
     here, once, and its Verilog is part of the text.
     """
-    if component is None:
-        core = import_module("m890.hdl.core")  # large: only whoever asks for it waits
-        component = cast(wiring.Component, core.Core(config))
-    name = name or f"{prefix}_core"
+    collecting = gc.isenabled()
+    gc.disable()  # all that is made here stays to the end: looking for garbage takes half the time
+    try:
+        if component is None:
+            core = import_module("m890.hdl.core")  # large: only whoever asks for it waits
+            component = cast(wiring.Component, core.Core(config))
+        return _generate(config, component, name or f"{prefix}_core", prefix, merge)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _generate(
+    config: CoreConfig, component: wiring.Component, name: str, prefix: str, merge: bool
+) -> VerilogDesign:
+    """What `generate` says."""
     modules, origins = _elaborate(component, name)
     external: list[str] = []
     if hasattr(component, "external_modules"):

@@ -1,9 +1,9 @@
 """Simulated cycles per second of one decode job: native, under cocotb, in Amaranth's simulator.
 
-All three run the same job, doorbell to completion, and must leave the same bits. Seconds are those
-of the processor (each simulation is one thread), so that other work on the machine does not count.
-Native and cocotb hold the core to the rules of AXI; cocotb runs as in the tests, with cocotbext-axi
-and pauses on its channels.
+Large cores run natively only, unless asked otherwise. All run the same job, doorbell to completion,
+and must leave the same bits. Seconds are those of the processor (each simulation is one thread), so
+that other work on the machine does not count. Native and cocotb hold the core to the rules of AXI;
+cocotb runs as in the tests, with cocotbext-axi and pauses on its channels.
 """
 
 import importlib.util
@@ -11,13 +11,15 @@ import importlib.util
 from m890.hdl.config import CoreConfig, preset
 from m890.sim.bench.decode_job import Timed, decode, memory_needed
 from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.rtl.build import BLOCK_ROWS
 
 LATENCY = 20
 REPEAT = 20
 """Runs of the job natively: once would be too short to time."""
 OPTIONS = {
     "tokens": "tokens of the decode job (256)",
-    "pysim": "also in Amaranth's simulator, which takes most of the time (yes)",
+    "cocotb": "also under cocotb (yes; no for large cores)",
+    "pysim": "also in Amaranth's simulator, which takes most of the time (yes; no for large cores)",
 }
 
 
@@ -27,9 +29,11 @@ def run(context: BenchContext) -> list[Item]:
     limit = config.pages * config.page_tokens
     if tokens % config.page_tokens or not 0 < tokens <= limit:
         raise BenchError(f"tokens is a multiple of {config.page_tokens} up to {limit}")
-    kinds = {"native": _native, "cocotb": _cocotb}
-    if context.option("pysim", True):
-        kinds["pysim"] = _pysim
+    # The other two simulate every row for itself: hours for `m890`.
+    others = {"cocotb": _cocotb, "pysim": _pysim}
+    affordable = config.rows < BLOCK_ROWS
+    kinds = {"native": _native}
+    kinds |= {n: measure for n, measure in others.items() if context.option(n, affordable)}
     found: dict[str, Timed] = {}
     for name, measure in kinds.items():
         found[name] = measure(config, tokens, context)

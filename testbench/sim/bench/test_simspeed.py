@@ -24,3 +24,11 @@ def test_same_job_everywhere() -> None:
 def test_wrong_tokens(tokens: str) -> None:
     with pytest.raises(BenchError, match="tokens is a multiple of 8 up to 512"):
         registry.run("simspeed", BenchContext(3, "tiny", options={"tokens": tokens}))
+
+
+@pytest.mark.rtl
+@pytest.mark.soak
+def test_large_core_runs_natively_only() -> None:
+    items = registry.run("simspeed", BenchContext(3, "edge"))
+    assert [item.name for item in items] == ["simspeed.native.edge"]
+    assert items[0].value > 0
