@@ -89,7 +89,10 @@ class Player {
                 answers.pop_front();
                 --left;
             }
-            if (!left) return cycle;
+            if (!left) {
+                drain();
+                return cycle;
+            }
             memory_.clock(in, out);
             if (read_taken) {
                 waiting[asked->id].pop_front();
@@ -118,6 +121,15 @@ class Player {
     const char* breach() const { return checker_.breach().c_str(); }
 
   private:
+    // Lets the writes that are queued reach the banks.
+    void drain() {
+        m890::AxiRequest in = {};
+        m890::AxiResponse out = {};
+        for (int cycle = 0; cycle < kDrain; ++cycle) memory_.clock(in, out);
+    }
+
+    static constexpr int kDrain = 10000;  // cycles, more than a full queue takes
+
     unsigned port_;
     m890::HbmMemory memory_;
     m890::Checker checker_;

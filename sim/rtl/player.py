@@ -136,7 +136,8 @@ def play(
     """Plays requests until all are answered.
 
     Reads of one id are asked for in order, ids take turns; at most `window` beats and `outstanding`
-    bursts of an id are under way. Writes are asked for in order; `written` are their bytes.
+    bursts of an id are under way. Writes are asked for in order; `written` are their bytes. The
+    counters are those after the queued writes have left, too.
     `stall`: probability that an address or a beat of a write waits a cycle.
     """
     sizes = np.array([r.beats * port for r in requests], np.uint64)

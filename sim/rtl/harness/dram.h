@@ -62,7 +62,6 @@ class PseudoChannel {
         access.since = now;
         (access.write ? writes_ : reads_).push_back(access);
     }
-    bool idle() const { return reads_.empty() && writes_.empty() && done_.empty(); }
     const Counters& counters() const { return counters_; }
 
     // One clock. A command bus that is used is no longer free for the others that share it.

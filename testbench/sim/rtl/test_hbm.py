@@ -28,6 +28,15 @@ def test_latency_of_a_beat_exactly(name: str, rng: np.random.Generator) -> None:
     assert played.cycles == 3 + total + 1
 
 
+def test_latency_of_an_answer_exactly(rng: np.random.Generator) -> None:
+    path = int(rng.integers(1, 200))
+    write = [Request(64, 2, 5, True)]
+    data = [np.zeros(64, np.uint8)]
+    played = play(FREE.with_(path=path), 32, np.zeros(4096, np.uint8), write, written=data)
+    # The address is taken in cycle 2, its beats in 3 and 4; the answer is seen in the next.
+    assert played.cycles == 4 + path + 1
+
+
 @pytest.mark.parametrize("core, clock", [(1000, 1000), (1200, 1600), (1150, 1600), (2000, 700)])
 def test_the_rate_is_the_clocks_ratio(core: int, clock: int) -> None:
     """Row hits of one pseudo-channel: a burst every two clocks, in cycles of the core."""
@@ -138,22 +147,21 @@ def test_random_traffic(
         else:
             np.testing.assert_array_equal(data, memory[request.address : end])
     np.testing.assert_array_equal(memory, expected)
-    assert played.counters["reads"] == accesses["reads"]
+    assert {name: played.counters[name] for name in accesses} == accesses
     for id in range(16):  # in order within an id
         done = [c for r, c in zip(requests, played.done, strict=True) if (r.id, r.write) == (id, 0)]
         assert done == sorted(done)
 
 
 def test_writes_reach_the_memory_in_time(rng: np.random.Generator) -> None:
-    """They are answered when queued: the DRAM is given each of them, at its rate, not faster."""
+    """They are answered when queued, but no faster than the DRAM takes them."""
     timing = share(preset("m890"))
     memory, count = np.zeros(1 << 21, np.uint8), 400
     requests = [Request(at * 4096, 32, 0, True) for at in range(count)]
     data = [rng.integers(0, 256, 4096, dtype=np.uint8) for _ in range(count)]
     played = play(timing, 128, memory, requests, written=data)
     np.testing.assert_array_equal(memory[: count * 4096], np.concatenate(data))
-    queued = timing.pseudo_channels * (timing.write_queue + 20)
-    assert count * 128 - queued <= played.counters["writes"] <= count * 128
+    assert played.counters["writes"] == count * 4096 // 32
     assert 0.85 * timing.peak < 4096 * count / played.cycles < 1.1 * timing.peak
 
 

@@ -1,4 +1,4 @@
-"""The RTL, run natively: everything that any device must do, with and without a stalling memory."""
+"""The RTL, run natively: everything that any device must do, whatever memory it has."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,7 @@ import pytest
 from m890.firmware.device import Device
 from m890.hdl.config import preset
 from m890.sim.rtl.device import RtlDevice
+from m890.sim.rtl.hbm import share
 from m890.testbench.firmware.device_suite import MEMORY, DeviceSuite
 
 pytestmark = pytest.mark.rtl
@@ -31,4 +32,18 @@ class TestTinyStalled(DeviceSuite):
     @classmethod
     def device(cls) -> Iterator[Device]:
         with RtlDevice(preset("tiny"), memory_bytes=MEMORY, latency=3, stall=0.4, seed=2) as device:
+            yield device
+
+
+class TestTinyHbm(DeviceSuite):
+    """Beats of different ids come as the banks give them; refresh eight times as often."""
+
+    jobs = 10
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls) -> Iterator[Device]:
+        config = preset("tiny")
+        hbm = share(config).with_(refi=800, rfc_bank=40)
+        with RtlDevice(config, memory_bytes=MEMORY, hbm=hbm, seed=3) as device:
             yield device
