@@ -84,12 +84,16 @@ class DeviceBackend:
         kv_heads: int,
         head_size: int,
         format: Format = Format.FP16,
+        rotate: bool | None = None,
         limit: int | None = None,
         pages: int | None = None,
         share: bool = True,
         output_format: OutputFormat = OutputFormat.FP32,
     ) -> None:
-        """Makes the KV cache; `share` lets sequences with common pages stand in one job."""
+        """Makes the KV cache; `share` lets sequences with common pages stand in one job.
+
+        `rotate` None: as the format is better, see PlaneShape.
+        """
         if heads % kv_heads:
             raise ShapeError(f"{heads} heads cannot share {kv_heads} KV heads evenly")
         config = driver.config
@@ -105,7 +109,7 @@ class DeviceBackend:
         # a BF16 cache gets BF16 sources and queries, every other one FP16
         self.source_format = Format.BF16 if format == Format.BF16 else Format.FP16
         self._source = np.dtype(ml_dtypes.bfloat16 if format == Format.BF16 else np.float16)
-        shape = PlaneShape(layers * kv_heads, format, self.head)
+        shape = PlaneShape(layers * kv_heads, format, self.head, rotate)
         self.cache = KvCache(driver, shape, limit=limit, pages=pages)
         layout = shape.layout(config)
         self._token_bytes = layout.chunk_bytes / config.lanes

@@ -104,6 +104,7 @@ class KvCache:
             "head": self.shape.head // self.config.lanes,
             "base": self.plane_base,
             "stride": self.stride,
+            "rotate": int(self.shape.rotated(self.config)),
         }
         self.driver.wait(self.driver.submit_many(self.driver.pack("PLANE", count, values)))
 

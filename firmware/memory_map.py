@@ -25,16 +25,28 @@ class Region:
         return self.end - self.start
 
 
+ROTATED = frozenset({Format.INT8})
+"""Formats whose planes are rotated unless told otherwise: those that err less by it."""
+
+
 @dataclass(frozen=True)
 class PlaneShape:
     """What the planes of a KV cache hold: all of one format and head size.
 
-    `head` is the head size in features as stored: a multiple of the core's lanes.
+    `head` is the head size in features as stored: a multiple of the core's lanes. `rotate` None:
+    as the format is better (ROTATED), where the core can.
     """
 
     planes: int
     format: Format
     head: int
+    rotate: bool | None = None
+
+    def rotated(self, config: CoreConfig) -> bool:
+        """Whether the planes are rotated. A core without the units refuses it (BAD_FORMAT)."""
+        if self.rotate is None:
+            return config.rotation and self.format in ROTATED
+        return self.rotate
 
     def layout(self, config: CoreConfig) -> PageLayout:
         return PageLayout(config, self.format, self.head // config.lanes)

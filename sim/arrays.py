@@ -31,7 +31,7 @@ class Problem:
     """Attention of q over k and v; the last query stands at the last key.
 
     scale None: 1 / sqrt(d). window 0: all tokens. softcap 0: off, in the natural domain. mask:
-    added to the scores, broadcast to [heads, tokens, length].
+    added to the scores, broadcast to [heads, tokens, length]. rotate None: as the format is better.
     """
 
     q: NDArray[np.floating]  # [heads, tokens, d]
@@ -44,6 +44,7 @@ class Problem:
     softcap: float = 0.0
     scale: float | None = None
     mask: NDArray[np.floating] | None = None
+    rotate: bool | None = None
 
     def __post_init__(self) -> None:
         q, k, v = self.q.shape, self.k.shape, self.v.shape
@@ -98,6 +99,10 @@ class Problem:
             )
         return head
 
+    def shape(self, config: CoreConfig) -> PlaneShape:
+        """The planes that K and V need."""
+        return PlaneShape(len(self.k), self.format, self.head(config), self.rotate)
+
     def rows(self, config: CoreConfig) -> tuple[NDArray, NDArray, NDArray | None]:
         """Queries [KV heads, rows, head], positions [rows] and biases, token after token."""
         groups, tokens, group = len(self.k), self.q.shape[1], self.group
@@ -144,18 +149,16 @@ class Outcome:
 
 def memory_for(config: CoreConfig, problem: Problem) -> int:
     """Bytes of memory that a device needs for a problem."""
-    shape = PlaneShape(len(problem.k), problem.format, problem.head(config))
-    pages = _pages(config, problem)
+    shape, pages = problem.shape(config), _pages(config, problem)
     return memory_bytes(config, shape, pages=pages, scratch=_scratch(config, problem))
 
 
 def on_device(driver: Driver, problem: Problem) -> Outcome:
     """Appends K and V, attends, and reads the output; for a driver of `open_driver`'s device."""
     config = driver.config
-    head, length = problem.head(config), problem.k.shape[1]
+    length = problem.k.shape[1]
     pages = _pages(config, problem)
-    shape = PlaneShape(len(problem.k), problem.format, head)
-    cache = KvCache(driver, shape, limit=pages * config.page_tokens, pages=pages)
+    cache = KvCache(driver, problem.shape(config), limit=pages * config.page_tokens, pages=pages)
     sequence = cache.create()
     cache.reserve([(sequence, length)])
     appended = driver.wait(_appends(driver, problem, sequence))
@@ -195,10 +198,12 @@ def by_golden(config: CoreConfig, problem: Problem) -> NDArray[np.float32]:
     """The golden model's output: every device gives these bits."""
     lanes, length = config.lanes, problem.k.shape[1]
     context = round_up(length, lanes)
-    codes = [
-        golden.append(problem.format, _padded(x, -2, context), problem.source)
-        for x in problem.sources(config)
-    ]
+    rotate = problem.shape(config).rotated(config)
+    codes = []
+    for rows in problem.sources(config):
+        if rotate:
+            rows = golden.rotate_kv(rows, problem.source, lanes)
+        codes.append(golden.append(problem.format, _padded(rows, -2, context), problem.source))
     query, position, bias = problem.rows(config)
     if bias is not None:
         bias = _padded(bias, -1, context)
@@ -213,7 +218,7 @@ def by_golden(config: CoreConfig, problem: Problem) -> NDArray[np.float32]:
             config, problem.format, query[:, part], [segment], query_format=problem.source,
             position=position[part], causal=problem.causal, window=problem.window,
             sinks=problem.sinks, softcap=problem.softcap * LOG2_E,
-            output_format=OutputFormat.FP32,
+            output_format=OutputFormat.FP32, rotate=rotate,
         )  # fmt: skip
         out[:, part] = golden.attend(job).values()
     return problem.heads(out)

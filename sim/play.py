@@ -32,7 +32,9 @@ def _planes(core: CoreConfig, model: Config, format: Format) -> PlaneShape:
     return PlaneShape(model.layers * model.kv_heads, format, round_up(model.head_dim, core.lanes))
 
 
-def backend_of(driver: Driver, model: Config, format: Format) -> DeviceBackend:
+def backend_of(
+    driver: Driver, model: Config, format: Format, rotate: bool | None = None
+) -> DeviceBackend:
     """The decoder's attention on the driver's device."""
     return DeviceBackend(
         driver,
@@ -41,6 +43,7 @@ def backend_of(driver: Driver, model: Config, format: Format) -> DeviceBackend:
         kv_heads=model.kv_heads,
         head_size=model.head_dim,
         format=format,
+        rotate=rotate,
     )
 
 
@@ -88,6 +91,7 @@ class Player:
         decoder: Decoder,
         *,
         format: Format = Format.FP16,
+        rotate: bool | None = None,
         chunk: int = 64,
         drafts: int = 0,
         log: int = 0,
@@ -96,7 +100,7 @@ class Player:
         self.device, self.decoder, self.format, self.chunk = device, decoder, format, chunk
         self.drafts = drafts
         self.driver = Driver(device, scratch_bytes=SCRATCH, log=log)
-        self.backend = backend_of(self.driver, decoder.config, format)
+        self.backend = backend_of(self.driver, decoder.config, format, rotate)
         self._on_step = on_step
 
     def play(self, group: Sequence[Task], *, branches: int = 1, temperature: float = 0.0) -> Played:

@@ -25,6 +25,9 @@ def command(
     v: Annotated[Path | None, typer.Argument(help="Values .npy: [KV heads, length, d].")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Random Q, K and V.")] = False,
     kv_format: Annotated[str, typer.Option("--format", help=f"KV format: {FORMATS}.")] = "fp16",
+    rotate: Annotated[
+        bool | None, typer.Option(help="Rotate K and V (default: INT8 only).")
+    ] = None,
     causal: Annotated[
         bool,
         typer.Option(
@@ -76,7 +79,7 @@ def command(
         queries, keys, values = (_heads(path) for path in (q, k, v))
     problem = arrays.Problem(
         queries, keys, values, Format[kv_format.upper()], causal, window, sinks, softcap, scale,
-        None if mask is None else _mask(mask),
+        None if mask is None else _mask(mask), rotate,
     )  # fmt: skip
     if softcap and not config.softcap:
         raise errors.UserError(f"the preset {config.name} is built without the soft-cap unit")
@@ -119,10 +122,13 @@ def _report(
     norm = float(np.sqrt(np.mean(exact**2)))
     rmse = float(np.sqrt(np.mean(error**2)))
     heads, tokens, head = problem.q.shape
+    plane = problem.format.name.lower()
+    if problem.shape(config).rotated(config):
+        plane = f"rotated {plane}"
     out = output.console()
     out.print(
         f"{heads} query heads, {len(problem.k)} KV heads, {tokens} queries on"
-        f" {problem.k.shape[1]} tokens, head size {head}, {problem.format.name.lower()} KV;"
+        f" {problem.k.shape[1]} tokens, head size {head}, {plane} KV;"
         f" {kind} device, preset {config.name}"
     )
     table = Table(box=None, pad_edge=False, show_header=False)

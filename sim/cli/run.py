@@ -19,6 +19,9 @@ def command(
     memory: Annotated[str, typer.Option(help="Behind the rtl device: fixed or hbm3.")] = "fixed",
     preset: Annotated[str, typer.Option(help="The core: tiny, small, edge, m890.")] = "small",
     format: Annotated[str, typer.Option(help=f"KV format: {', '.join(FORMATS)}.")] = "fp16",
+    rotate: Annotated[
+        bool | None, typer.Option(help="Rotate K and V (default: INT8 only).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the tasks and their prompt.", min=0)] = 1,
     chunk: Annotated[int, typer.Option(help="Prefill tokens per step and agent.", min=1)] = 64,
     branches: Annotated[
@@ -62,7 +65,7 @@ def command(
         from m890.sim.cli.run_model import run_model
 
         return run_model(
-            model, tokenizer, prompt, tokens, core, device, memory, kv_format, drafts
+            model, tokenizer, prompt, tokens, core, device, memory, kv_format, rotate, drafts
         )
     from m890.sim.cli.run_agents import Options, run_agents
 
@@ -73,8 +76,8 @@ def command(
     if waves and device != "rtl":
         raise errors.UserError("only the rtl device has waves: drop --waves or use --device rtl")
     options = Options(
-        agents, device, memory, core, kv_format, seed, chunk, branches, temperature, drafts, show,
-        out, waves or (1500 if demo and device == "rtl" else 0),
+        agents, device, memory, core, kv_format, rotate, seed, chunk, branches, temperature,
+        drafts, show, out, waves or (1500 if demo and device == "rtl" else 0),
     )  # fmt: skip
     return run_agents(options)
 

@@ -34,6 +34,7 @@ class Options:
     memory: str
     core: CoreConfig
     format: Format
+    rotate: bool | None
     seed: int
     chunk: int
     branches: int
@@ -73,7 +74,7 @@ def run_agents(options: Options) -> int:
         live = Live(board, console=console, refresh_per_second=8, transient=True)
     with live:
         player = play.Player(
-            device, decoder, format=options.format, chunk=options.chunk,
+            device, decoder, format=options.format, rotate=options.rotate, chunk=options.chunk,
             drafts=play.draft_nodes(options.core, decoder.config) if options.drafts else 0,
             log=200_000 if options.waves else 0, on_step=on_step,
         )  # fmt: skip

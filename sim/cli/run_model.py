@@ -23,6 +23,7 @@ def run_model(
     device: str,
     memory: str,
     format: Format,
+    rotate: bool | None,
     drafts: bool,
 ) -> int:
     """Writes the text to standard output as it comes, what it cost to standard error."""
@@ -40,7 +41,7 @@ def run_model(
     chip = open_device(
         device, core, size, memory=memory, say=lambda text: print(text, file=sys.stderr)
     )
-    backend = play.backend_of(Driver(chip, scratch_bytes=play.SCRATCH), config, format)
+    backend = play.backend_of(Driver(chip, scratch_bytes=play.SCRATCH), config, format, rotate)
     texts, shown, steps = list(fed), words.decode(fed), 0
     print(shown, end="", flush=True)
     nodes = play.draft_nodes(core, config) if drafts else 0

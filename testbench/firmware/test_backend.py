@@ -12,6 +12,7 @@ from m890.firmware.log import CommandLog
 from m890.firmware.models.backend import CapacityError, ContextLimitError, Span
 from m890.hdl.config import CoreConfig, preset
 from m890.hdl.numerics.formats import Format, OutputFormat
+from m890.sim import golden
 from m890.sim.timing.device import ModelDevice
 
 TINY = preset("tiny")
@@ -124,6 +125,27 @@ def test_prefill_decode_and_forks(rng: np.random.Generator, format: Format) -> N
     errors_seen.append(world.step(world.spans(s2=9, s0=1)))
     assert max(errors_seen) < TOLERANCE[format]
     assert [world.backend.length(s) for s in range(3)] == [25, 25, 28]
+
+
+def test_planes_are_rotated_where_their_format_is_better(rng: np.random.Generator) -> None:
+    """INT8 unless told otherwise; stored codes are those of rotated rows, or of plain ones."""
+    for format, rotate, wanted in (
+        (Format.INT8, None, True), (Format.INT8, False, False), (Format.E4M3, None, False),
+        (Format.E4M3, True, True),
+    ):  # fmt: skip
+        world = make(rng, format=format, rotate=rotate, layers=1)
+        world.backend.create()
+        spans = world.spans(s0=5)
+        q, k, v = (rng.normal(size=(5, n, 8)).astype(np.float32) for n in (4, 2, 2))
+        world.backend.attend(0, spans, q, k, v)
+        world.backend.commit(spans)
+        for value, rows in ((False, k), (True, v)):
+            source = np.ascontiguousarray(rows[:, 1]).astype(np.float16).view(np.uint16)
+            if wanted:
+                source = golden.rotate_kv(source, Format.FP16, TINY.lanes)
+            codes, _, _ = golden.append(format, source, Format.FP16)
+            stored = world.backend.cache.read_tokens(1, 0, value=value)
+            np.testing.assert_array_equal(stored, codes)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ def normal(rng: np.random.Generator, heads: int, groups: int, tokens: int, lengt
         {"causal": True, "window": 9, "sinks": 2},
         {"softcap": 2.0, "scale": 0.5},
         {"mask": True},
+        {"rotate": True},
+        {"rotate": False},
     ],
     ids=lambda o: "-".join(o) or "plain",
 )
