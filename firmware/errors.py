@@ -1,6 +1,6 @@
 """Named errors: what a device or the firmware refuses, and what to do about it."""
 
-from m890.hdl.commands import COMMANDS, NOP, SEGMENT, Error, Opcode
+from m890.hdl.commands import ATTEND, COMMANDS, NOP, SEGMENT, Error, Opcode
 
 
 class FirmwareError(RuntimeError):
@@ -211,6 +211,22 @@ class TableError(CommandError):
     advice = "the page manager's memory is damaged: reset the core and start anew"
 
 
+class BadTag(CommandError):
+    """A row of K or V is not what was written: a bit of it, of its scales or of its tag flipped.
+
+    `sequence`, `plane` and `token` name it, the first one of the job. The job wrote nothing.
+    """
+
+    advice = "recompute the token's K and V and append them again in place"
+
+    def __init__(self, sequence: int, plane: int, token: int, tag: int) -> None:
+        super().__init__(Opcode.ATTEND.name, "plane", plane, sequence, tag)
+        self.args = (
+            f"token {token} of sequence {sequence} is damaged in plane {plane}: {self.advice}",
+        )
+        self.sequence, self.plane, self.token = sequence, plane, token
+
+
 COMMAND_ERRORS: dict[Error, type[CommandError]] = {
     Error.BAD_OPCODE: BadOpcode,
     Error.BAD_ADDRESS: BadAddress,
@@ -232,6 +248,7 @@ COMMAND_ERRORS: dict[Error, type[CommandError]] = {
     Error.NOT_PINNED: NotPinned,
     Error.TOO_SHARED: TooShared,
     Error.TABLE_ERROR: TableError,
+    Error.BAD_TAG: BadTag,
 }
 RING_ERRORS: dict[Error, type[RingError]] = {
     Error.RING_OVERRUN: RingOverrun,
@@ -246,6 +263,9 @@ def command_error(completion: dict[str, int], command: bytes) -> CommandError:
     if opcode in set(Opcode):
         record, title = COMMANDS[Opcode(opcode)], Opcode(opcode).name
     fields, value = record.fields, None
+    if completion["error"] == Error.BAD_TAG:
+        plane = ATTEND.unpack(command)["plane"]
+        return BadTag(completion["index"], plane, completion["beats"], tag)
     kind = COMMAND_ERRORS.get(Error(completion["error"]), CommandError)
     if index == 0 and kind in (BadPage, BusError):  # found on the way, behind no field of its own
         name = "segment.sequence" if kind is BadPage else "memory"

@@ -34,13 +34,14 @@ class PlaneShape:
     """What the planes of a KV cache hold: all of one format and head size.
 
     `head` is the head size in features as stored: a multiple of the core's lanes. `rotate` None:
-    as the format is better (ROTATED), where the core can.
+    as the format is better (ROTATED), where the core can. `tags`: with an integrity tag per row.
     """
 
     planes: int
     format: Format
     head: int
     rotate: bool | None = None
+    tags: bool = False
 
     def rotated(self, config: CoreConfig) -> bool:
         """Whether the planes are rotated. A core without the units refuses it (BAD_FORMAT)."""
@@ -49,7 +50,7 @@ class PlaneShape:
         return self.rotate
 
     def layout(self, config: CoreConfig) -> PageLayout:
-        return PageLayout(config, self.format, self.head // config.lanes)
+        return PageLayout(config, self.format, self.head // config.lanes, self.tags)
 
     def stride(self, config: CoreConfig) -> int:
         """Bytes from a page to the next: what the page holds, a multiple of the port's beat."""

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from m890.hdl.layout import PageLayout
+from m890.hdl.layout import TAG_BYTES, PageLayout
 
 Bytes = NDArray[np.uint8]
 
@@ -63,6 +63,12 @@ def read_scales(layout: PageLayout, chunks: Bytes, *, value: bool) -> NDArray | 
         return None
     raw = np.ascontiguousarray(header(layout, chunks, value=value)[..., : layout.scale_bytes])
     return raw if layout.coding.grouped else raw.view("<u2")[..., 0]
+
+
+def read_tags(layout: PageLayout, chunks: Bytes, *, value: bool) -> NDArray[np.uint16]:
+    """Integrity tags [..., lanes] of the tokens."""
+    raw = header(layout, chunks, value=value)[..., -TAG_BYTES:]
+    return np.ascontiguousarray(raw).view("<u2")[..., 0]
 
 
 def write_scales(layout: PageLayout, chunks: Bytes, scales: NDArray, *, value: bool) -> None:

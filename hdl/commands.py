@@ -54,6 +54,7 @@ class Error(IntEnum):
     NOT_PINNED = 20  # a page holds no pin that could be taken away, or must be pinned and is not
     TOO_SHARED = 21  # a page has as many references or pins as can be counted
     TABLE_ERROR = 22  # an uncorrectable error in the page manager's own memory
+    BAD_TAG = 23  # a row of K or V in memory is not the one that was written; nothing was output
 
 
 class SegmentKind(IntEnum):
@@ -370,10 +371,15 @@ COMPLETION = Record(
         ),
         Field("status", 32, 8, "Status bits"),
         Field("opcode", 40, 8, "of the command"),
-        Field("index", 48, 16, "segment, row, token or page concerned; of QUERY the tenant"),
+        Field(
+            "index",
+            48,
+            16,
+            "segment, row, token or page concerned; of QUERY the tenant, of BAD_TAG the sequence",
+        ),
         Field("start", 64, 64, "cycle counter when the command was taken up"),
         Field("end", 128, 64, "cycle counter when it completed"),
-        Field("beats", 192, 32, "array beats of the job; of QUERY the answer"),
+        Field("beats", 192, 32, "array beats of the job; QUERY: the answer, BAD_TAG: the token"),
         Field("phase", 224, 32, "1 + completions so far // entries of the ring, so 0 is empty"),
     ),
     "What a command leaves in the completion ring.",

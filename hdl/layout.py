@@ -8,6 +8,10 @@ from m890.hdl.numerics.formats import CODINGS, GROUP, Coding, Format
 
 TAG_BYTES = 2
 """An integrity tag (CRC-16)."""
+TAG_POLYNOMIAL = 0x1021
+"""Of the tag, without x^16: see docs/decisions/0015-tags.md."""
+TAG_START = 0xFFFF
+"""What a row's tag starts from: not 0, so that a cleared row with a cleared tag is a bad one."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,10 @@ class PageLayout:
 
     **Header**: an entry per token, its K half, then its V half. A half holds the row's scale (BF16,
     or an E8M0 byte per 32 features) and in its last two bytes the row's integrity tag, as far as
-    the plane has them; it is the next power of two of bytes. The header comes first, since K scales
-    are needed with K, and V scales multiply p, which exists before V arrives.
+    the plane has them; it is the next power of two of bytes, zeros between. The tag is a CRC over
+    the row's codes as stored, in feature order, then over the half's bytes before the tag. The
+    header comes first, since K scales are needed with K, and V scales multiply p, which exists
+    before V arrives.
 
     **K and V**: groups of as many tiles as fill a port beat for one token: 1 of 16 bits, 2 of 8, 4
     of 4 bits; what is left of the head is in groups of 2 and 1. A group is [token][tile][lane], so

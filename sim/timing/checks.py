@@ -25,15 +25,21 @@ FORMATS = frozenset(int(f) for f in Format)
 KINDS = frozenset(int(k) for k in SegmentKind)
 SEGMENT_FIELD = len(ATTEND.fields)
 """A completion's field index of SEGMENT's first field."""
+PLANE_FIELD = next(n for n, f in enumerate(ATTEND.fields) if f.name == "plane")
+"""Field index of an ATTEND's plane."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A command's outcome: error, index of the field, and of the segment or token."""
+    """A command's outcome: error, index of the field, and of the segment or token.
+
+    beats: of BAD_TAG, the token; else not set.
+    """
 
     error: Error
     field: int
     index: int = 0
+    beats: int = 0
 
 
 @dataclass(frozen=True)

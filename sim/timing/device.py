@@ -11,7 +11,7 @@ from m890.firmware.records import unpack
 from m890.hdl.commands import COMMAND_BYTES, COMMANDS, Error, Opcode
 from m890.hdl.config import CoreConfig
 from m890.hdl.registers import ADDRESS
-from m890.sim.timing.checks import Failure, Plane, Tables, plane_page
+from m890.sim.timing.checks import PLANE_FIELD, Failure, Plane, Tables, plane_page
 from m890.sim.timing.execute import Append, Attend, Executor
 from m890.sim.timing.jobs import JobReader
 from m890.sim.timing.model import Pipeline, Timing
@@ -172,13 +172,17 @@ class ModelDevice:
                 self._time(done[i], self._pipeline.other(), job)
                 continue
             work = job.template.work
-            self._time(done[i], self._pipeline.attend(work))
-            done[i]["beats"] = work.beats
+            bad = self._executor.bad_tag(job)
+            failure = None if bad is None else Failure(Error.BAD_TAG, PLANE_FIELD, *bad)
+            self._time(done[i], self._pipeline.attend(work), failure)
             counters["BEATS"] += work.beats
             counters["USEFUL_BEATS"] += work.beats
-            counters["JOBS"] += 1
             counters["READ_BYTES"] += work.read_bytes
             counters["KV_BYTES"] += work.kv_bytes
+            if failure is not None:
+                continue
+            done[i]["beats"] = work.beats
+            counters["JOBS"] += 1
             counters["WRITE_BYTES"] += work.write_bytes
             jobs.append(job)
             places.append(i)
@@ -192,6 +196,7 @@ class ModelDevice:
         self._registers.cycles = max(self._registers.cycles, cycles[1])
         if failure is not None:
             one["error"], one["field"], one["index"] = failure.error, failure.field, failure.index
+            one["beats"] = failure.beats
 
     def _complete(self, done: NDArray) -> None:
         """Writes completions to their ring."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from m890.firmware import stored
 from m890.hdl.commands import SegmentKind
-from m890.hdl.layout import PageLayout, raw_stride
+from m890.hdl.layout import TAG_BYTES, PageLayout, raw_stride
 from m890.hdl.numerics.formats import Format, OutputFormat
 from m890.sim import golden
 from m890.sim.timing.checks import Plane, Tables
@@ -60,10 +60,25 @@ class Strand:
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """The chunks of a segment that stream past the rows, addresses from the plane's base.
+
+    token: the first of each chunk. Those of [start, end) have their tags checked.
+    """
+
+    sequence: int
+    start: int
+    end: int
+    token: NDArray[np.int64]
+    addresses: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Template:
     """What jobs with the same tables have in common, whatever their plane and addresses."""
 
     strands: tuple[Strand, ...]
+    streamed: tuple[Streamed, ...]
     work: Work
     kind: tuple  # the command's fields that a golden call needs, and the layout
 
@@ -167,14 +182,17 @@ class Executor:
                 rows = golden.rotate_kv(rows, source, lanes)
             codes, scale, quantised = golden.append(layout.format, rows, source)
             flags |= quantised
-            raw, byte = stored.pack(layout, codes), 0
+            packed, byte = stored.pack(layout, codes), 0
             for group in layout.groups:
                 target = (chunk + start + group.start) // group.row + lane
-                self.memory.reshape(-1, group.row)[target] = raw[:, byte : byte + group.row]
+                self.memory.reshape(-1, group.row)[target] = packed[:, byte : byte + group.row]
                 byte += group.row
             if scale is not None:
                 raw = scale if layout.coding.grouped else scale[:, None].astype("<u2")
                 entries[:, value, : layout.scale_bytes] = raw.view(np.uint8)
+            if layout.tags:
+                tags = golden.tag(packed, entries[:, value, :-TAG_BYTES]).astype("<u2")
+                entries[:, value, -TAG_BYTES:] = tags[:, None].view(np.uint8)
         if half:
             target = chunk // (2 * half) + lane
             self.memory.reshape(-1, 2 * half)[target] = entries.reshape(-1, 2 * half)
@@ -184,6 +202,23 @@ class Executor:
             j.status = int(hit) << 3  # Status.QUANTISE
 
     # ---------------------------------------------------------------- attend
+
+    def bad_tag(self, job: Attend) -> tuple[int, int] | None:
+        """(sequence, token) of the first row of K, else of V, whose tag is not its own."""
+        layout = job.plane.layout
+        for value in (False, True) if layout.tags else ():
+            for part in job.template.streamed:
+                chunks = self._gather(job.plane.base + part.addresses, layout.chunk_bytes)
+                half = stored.header(layout, chunks, value=value)
+                rows = stored.read_rows(layout, chunks, value=value)
+                token = part.token[:, None] + np.arange(self.config.lanes)
+                bad = golden.tag(rows, half[..., :-TAG_BYTES]) != stored.read_tags(
+                    layout, chunks, value=value
+                )
+                bad &= (part.start <= token) & (token < part.end)
+                if bad.any():
+                    return part.sequence, int(token[bad][0])
+        return None
 
     def attend(self, jobs: Sequence[Attend]) -> None:
         """Runs ATTENDs that do not depend on each other."""

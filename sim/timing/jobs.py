@@ -10,7 +10,7 @@ from m890.hdl.commands import ROW, ROW_BYTES, SEGMENT, SEGMENT_BYTES, Error, Seg
 from m890.hdl.config import DRAFT_BITS
 from m890.hdl.numerics.formats import OutputFormat
 from m890.sim.timing.checks import Failure, Plane, Tables
-from m890.sim.timing.execute import Attend, Part, Template, strands_of
+from m890.sim.timing.execute import Attend, Part, Streamed, Template, strands_of
 from m890.sim.timing.model import Work
 
 _KIND = (
@@ -102,8 +102,9 @@ class JobReader:
             if failure is not None:
                 return failure
         parts: list[Part] = []
+        streamed: list[Streamed] = []
         for index, segment in enumerate(segments):
-            part = self._part(c, plane, segment, rows["position"], rows["draft"], pages)
+            part = self._part(c, plane, segment, rows["position"], rows["draft"], pages, streamed)
             if part is None:
                 return Failure(Error.BAD_PAGE, 0, index)
             parts.append(part)
@@ -120,7 +121,7 @@ class JobReader:
             sum(p.rows.bit_count() for p in parts if p.kind == SegmentKind.RAW),
             OutputFormat(c["output_format"]),
         )
-        return Template(strands, work, kind)
+        return Template(strands, tuple(streamed), work, kind)
 
     def _part(
         self,
@@ -130,6 +131,7 @@ class JobReader:
         position: NDArray[np.int64],
         draft: NDArray[np.int64],
         pages: list[_Pages],
+        streamed: list[Streamed],
     ) -> Part | None:
         """A segment with its chunks; None when a visible chunk has no page of the pool."""
         lanes, size = self.config.lanes, self.config.page_tokens
@@ -158,6 +160,9 @@ class JobReader:
         page = np.where(visible, page, page[0])  # the others are masked, whatever they hold
         layout = plane.layout
         addresses = page * plane.stride + token % size // lanes * layout.chunk_bytes
+        streamed.append(
+            Streamed(s["sequence"], s["start"], s["end"], token[visible], addresses[visible])
+        )
         first = int(chunk[low])
         bias = s["address"] + low * c["rows"] * self.config.port_bytes
         start, end = s["start"], min(s["end"], int(chunk[high - 1] + 1) * lanes)

@@ -4,6 +4,7 @@ Pages are written here element by element through `PageLayout`, beside the firmw
 devices' own ways of finding bytes.
 """
 
+import binascii
 from dataclasses import dataclass, field
 
 import ml_dtypes
@@ -69,13 +70,14 @@ class Scene:
         planes: int = 2,
         sequences: int = 3,
         pages: int = 5,
+        tags: bool = False,
     ) -> None:
         """`pages` per sequence; pages of the pool are handed out in random order."""
         self.driver, self.rng, self.config = driver, rng, driver.config
         self.format, self.tiles, self.planes = format, tiles, planes
         self.rotated = [plane % 2 == 1 and self.config.rotation for plane in range(planes)]
-        self.layout = PageLayout(self.config, format, tiles)
-        shape = PlaneShape(planes, format, tiles * self.config.lanes)
+        self.layout = PageLayout(self.config, format, tiles, tags)
+        shape = PlaneShape(planes, format, tiles * self.config.lanes, tags=tags)
         self.stride = shape.stride(self.config)
         count = sequences * pages
         self.region = driver.map.allocate("scene", pool_bytes(self.config, shape, count), 4096)
@@ -87,7 +89,7 @@ class Scene:
         for plane in range(planes):
             driver.wait(
                 driver.submit(
-                    "PLANE", plane=plane, format=int(format), head=tiles,
+                    "PLANE", plane=plane, format=int(format), head=tiles, tags=int(tags),
                     rotate=int(self.rotated[plane]), base=int(self.base[plane]), stride=self.stride,
                 )
             )  # fmt: skip
@@ -153,6 +155,31 @@ class Scene:
                     np.uint8
                 )
 
+        self.write_tags(sequence, plane, token)
+
+    def write_tags(self, sequence: Sequence, plane: int, token: int) -> None:
+        """Makes the tags of a token's K and V those of what lies in memory."""
+        if not self.layout.tags:
+            return
+        memory, inside = self.driver.memory, token % self.config.page_tokens
+        page = self.page_address(sequence, plane, token)
+        for value in (False, True):
+            row = bytes(memory[page + at] for at in self.row_bytes(inside, value))
+            at = page + self.layout.tag(inside, value=value)
+            memory[at : at + 2] = list(binascii.crc_hqx(row, 0xFFFF).to_bytes(2, "little"))
+
+    def row_bytes(self, inside: int, value: bool) -> list[int]:
+        """Where the bytes that a token's K (or V) tag protects lie in its page, in their order."""
+        layout, bits = self.layout, self.layout.coding.bits
+        starts = [
+            layout.element(inside, feature, value=value)
+            for feature in range(0, self.tiles * self.config.lanes, max(1, 8 // bits))
+        ]
+        codes = [at + n for at in starts for n in range(max(1, bits // 8))]
+        return codes + list(
+            range(layout.scale(inside, value=value), layout.tag(inside, value=value))
+        )
+
     def read_token(self, sequence: Sequence, plane: int, token: int, value: bool) -> tuple:
         """(codes, scale) of a token as they lie in memory."""
         memory, inside = self.driver.memory, token % self.config.page_tokens
@@ -169,6 +196,13 @@ class Scene:
         return codes, int(memory[at : at + 2].copy().view("<u2")[0])
 
     # ---------------------------------------------------------------- jobs
+
+    def segments(self, job: "JobSpec") -> list[dict[str, int]]:
+        """A job's segment table."""
+        rows, port = len(pack(ROW, job.rows, {}).tobytes()), self.config.port_bytes
+        at = job.command["tables"] + -(-rows // port) * port
+        raw = self.driver.view(at, (job.command["segments"], SEGMENT.bytes), np.uint8)
+        return [SEGMENT.unpack(entry.tobytes()) for entry in raw]
 
     def job(self, **fixed: object) -> JobSpec:
         """A random job; `fixed` sets some of its properties (see the first lines)."""

@@ -12,6 +12,7 @@ from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
 from m890.sim.timing.device import ModelDevice
 from m890.testbench.firmware.device_suite import MEMORY, DeviceSuite
+from m890.testbench.firmware.integrity import IntegritySuite
 from m890.testbench.firmware.scene import Scene
 
 
@@ -32,6 +33,20 @@ class TestTwoChunksPerPage(DeviceSuite):
     def device(cls) -> Iterator[Device]:
         config = preset("tiny").with_(page_tokens=16, rows=40, softcap=True)
         yield ModelDevice(config, MEMORY, seed=2)
+
+
+class TestTags(IntegritySuite):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls) -> Iterator[Device]:
+        yield ModelDevice(preset("tiny"), MEMORY, seed=3)
+
+
+class TestTagsOfTwoChunksPerPage(IntegritySuite):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls) -> Iterator[Device]:
+        yield ModelDevice(preset("tiny").with_(page_tokens=16), MEMORY, seed=4)
 
 
 def test_timeout_without_work() -> None:
