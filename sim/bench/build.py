@@ -14,14 +14,19 @@ from m890.sim.bench.registry import BenchContext, Item
 from m890.sim.rtl.build import Build, build
 from m890.sim.rtl.cache import core_design
 
+PRESETS = ("small", "m890")
 OPTIONS = {"waves": "build with waves (no)"}
 STAGES = ("generate", "verilate", "compile", "total")
 
 
 def run(context: BenchContext) -> list[Item]:
-    """Every stage of one preset, cold and cached, in a cache of its own."""
-    name, waves = context.preset or "small", context.option("waves", False)
-    config = preset(name)
+    """Every stage of each preset, cold and cached, in a cache of its own."""
+    names = [context.preset] if context.preset else PRESETS
+    return [item for name in names for item in _run(name, context)]
+
+
+def _run(name: str, context: BenchContext) -> list[Item]:
+    config, waves = preset(name), context.option("waves", False)
     items = []
     with tempfile.TemporaryDirectory() as folder:
         for state in ("cold", "cached"):

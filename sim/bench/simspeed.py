@@ -13,6 +13,7 @@ from m890.sim.bench.decode_job import Timed, decode, memory_needed
 from m890.sim.bench.registry import BenchContext, BenchError, Item
 from m890.sim.rtl.build import BLOCK_ROWS
 
+PRESETS = ("small", "m890")
 LATENCY = 20
 REPEAT = 20
 """Runs of the job natively: once would be too short to time."""
@@ -25,7 +26,12 @@ OPTIONS = {
 
 def run(context: BenchContext) -> list[Item]:
     """Cycles per second of each simulator, and how many times faster native is."""
-    config, tokens = preset(context.preset or "small"), context.option("tokens", 256)
+    names = [context.preset] if context.preset else PRESETS
+    return [item for name in names for item in _run(preset(name), context)]
+
+
+def _run(config: CoreConfig, context: BenchContext) -> list[Item]:
+    tokens = context.option("tokens", 256)
     limit = config.pages * config.page_tokens
     if tokens % config.page_tokens or not 0 < tokens <= limit:
         raise BenchError(f"tokens is a multiple of {config.page_tokens} up to {limit}")
@@ -37,7 +43,7 @@ def run(context: BenchContext) -> list[Item]:
     found: dict[str, Timed] = {}
     for name, measure in kinds.items():
         found[name] = measure(config, tokens, context)
-        context.progress.say(f"{name}: {found[name].speed:,.0f} cycles/s")
+        context.progress.say(f"{config.name}, {name}: {found[name].speed:,.0f} cycles/s")
     if len({timed.output for timed in found.values()}) > 1:
         raise BenchError("the simulators do not agree: the core or a simulator is wrong")
     items, native = [], found["native"].speed

@@ -26,6 +26,7 @@ from m890.sim.bench.registry import BenchContext, BenchError, Item
 from m890.sim.devices import MEMORIES, memory_of
 from m890.sim.rtl.device import RtlDevice
 
+PRESETS = ("small", "m890")
 HEAD = 128
 LATENCY = 20
 SCRATCH = 64 << 20
@@ -66,7 +67,11 @@ class Measured:
 
 def run(context: BenchContext) -> list[Item]:
     """Utilisation and useful products of each workload."""
-    config = preset(context.preset or "small")
+    names = [context.preset] if context.preset else PRESETS
+    return [item for name in names for item in _run(preset(name), context)]
+
+
+def _run(config: CoreConfig, context: BenchContext) -> list[Item]:
     latency, checked = context.option("latency", LATENCY), context.option("checked", 2)
     memory = context.option("memory", "fixed")
     if memory not in MEMORIES:
@@ -77,7 +82,7 @@ def run(context: BenchContext) -> list[Item]:
     chosen = _choose(config, context)
     items = []
     for workload in chosen:
-        context.progress.say(f"{workload.name}: {workload.about}")
+        context.progress.say(f"{config.name}, {workload.name}: {workload.about}")
         found = measure(config, workload, context, head, latency, checked)
         _say(context, workload, found)
         facts = {

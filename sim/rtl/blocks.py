@@ -87,6 +87,7 @@ module {block}(
   {_LINE.join(p.formal() for p in ports)}
   );
   import "DPI-C" function void {block}_destroy(input chandle block);
+  // verilator tracing_off
   chandle block;
   initial block = {block}_create();
   final {block}_destroy(block);

@@ -10,6 +10,7 @@ import pytest
 from m890.firmware.errors import DeviceTimeout
 from m890.hdl.config import preset
 from m890.hdl.verilog import generate
+from m890.sim.report.fst import Fst
 from m890.sim.rtl import build as building
 from m890.sim.rtl.device import BusError, ProtocolError, RtlDevice
 from m890.sim.rtl.hbm import HbmTiming, share
@@ -231,18 +232,25 @@ def test_build_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not left, "a failed build leaves nothing"
 
 
-def test_external_module_may_be_built_on_its_own(rng: np.random.Generator) -> None:
-    """As the rows of large cores are; the same cycles and the same bytes."""
+def test_external_module_may_be_built_on_its_own(rng: np.random.Generator, tmp_path: Path) -> None:
+    """As the rows of large cores are: the same cycles, the same bytes, and waves of the rest."""
     design = generate(TINY, StandIn(TINY, external=True))
     content = rng.integers(0, 256, 1 << 16)
     results = []
-    for hierarchical in (False, True):
-        library = building.build(design, hierarchical=hierarchical, say=lambda text: None)
+    for own in (False, True):
+        library = building.build(design, hierarchical=own, trace=own, say=lambda text: None)
         with make(design=design, library=library.library, latency=3, stall=0.2, seed=5) as device:
             device.memory[:] = content
             start(device, 40)
             results.append((device.run(), device.memory.tobytes()))
     assert results[0] == results[1]
+    with make(design=design, library=library.library, waves=True) as device:
+        with device.waves(tmp_path / "rest.fst"):
+            start(device, 2)
+            device.run()
+    signals = Fst(tmp_path / "rest.fst").signals
+    assert any(path.endswith("m_axi_araddr") for path in signals)
+    assert not any(path.endswith("_now") for path in signals), "the seam's own variables"
 
 
 def test_verilog_that_verilator_refuses_is_named() -> None:
