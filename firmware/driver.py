@@ -72,7 +72,7 @@ class Driver:
         self._pending = np.zeros(TAGS, bool)  # by tag: submitted, no completion yet
         self._failed: dict[int, None] = {}  # tags of failed commands nobody has waited for
         self.log = CommandLog(log)
-        self._reset()
+        self._reset(pages=True)
 
     # ------------------------------------------------------------------ registers
 
@@ -90,9 +90,9 @@ class Driver:
         self.write(f"{register}_LO", value & 0xFFFFFFFF)
         self.write(f"{register}_HI", value >> 32)
 
-    def _reset(self) -> None:
-        """Empties both rings and programs them."""
-        self.write("CONTROL", 2)  # answers once nothing is in flight
+    def _reset(self, *, pages: bool = False) -> None:
+        """Empties both rings and programs them; `pages`: frees all pages, closes all sequences."""
+        self.write("CONTROL", 6 if pages else 2)  # answers once nothing is in flight
         self.memory[self._completions_at.start : self._completions_at.end] = 0
         self._write_wide("MEMORY_LIMIT", self.memory.size)
         self._write_wide("RING_BASE", self._ring_at.start)
@@ -154,12 +154,23 @@ class Driver:
     def wait(self, tags: int | ArrayLike) -> NDArray:
         """Completions (COMPLETION_TYPE) of the commands, or the error of the first that failed."""
         which = np.atleast_1d(np.asarray(tags, np.int64))
-        while self._pending[which].any():
-            self._advance()
-        results = self._results[which]
+        results = self._wait(which)
         if self._failed and results["error"].any():
             self._raise(which[results["error"] != 0])
         return results
+
+    def results(self, tags: int | ArrayLike) -> NDArray:
+        """Completions of the commands, also of those that failed: nothing is raised for them."""
+        which = np.atleast_1d(np.asarray(tags, np.int64))
+        results = self._wait(which)
+        for tag in which[results["error"] != 0].tolist():
+            self._failed.pop(tag, None)
+        return results
+
+    def _wait(self, which: NDArray[np.int64]) -> NDArray:
+        while self._pending[which].any():
+            self._advance()
+        return self._results[which]
 
     def wait_all(self) -> None:
         """Waits for every command; raises the error of the first failure that nobody waited for."""

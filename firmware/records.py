@@ -28,10 +28,10 @@ def pack(record: Record, count: int, values: Mapping[str, ArrayLike]) -> Bytes:
             out[:, byte] |= (array.astype(np.uint8) & ((1 << field.width) - 1)) << bit
         else:
             size = field.width // 8
-            kind = f"<{'i' if field.signed else 'u'}{size}"
-            out[:, byte : byte + size] = (
-                np.ascontiguousarray(array.astype(kind)).view(np.uint8).reshape(count, size)
-            )
+            whole = 1 << (size - 1).bit_length()  # a field of three bytes is part of four
+            kind = f"<{'i' if field.signed else 'u'}{whole}"
+            raw = np.ascontiguousarray(array.astype(kind)).view(np.uint8).reshape(count, whole)
+            out[:, byte : byte + size] = raw[:, :size]
     return out
 
 
@@ -47,8 +47,10 @@ def unpack(record: Record, raw: Bytes) -> dict[str, NDArray[np.int64]]:
             out[field.name] = (raw[:, byte].astype(np.int64) >> bit) & ((1 << field.width) - 1)
         else:
             size = field.width // 8
-            kind = f"<{'i' if field.signed else 'u'}{size}"
-            column = np.ascontiguousarray(raw[:, byte : byte + size]).view(kind)[:, 0]
+            whole = 1 << (size - 1).bit_length()
+            part = np.zeros((len(raw), whole), np.uint8)
+            part[:, :size] = raw[:, byte : byte + size]
+            column = part.view(f"<{'i' if field.signed else 'u'}{whole}")[:, 0]
             if size == 8:
                 column = np.where(column < FAR, column, column & np.uint64(4095) | FAR)
             out[field.name] = column.astype(np.int64)

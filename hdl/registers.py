@@ -38,7 +38,12 @@ def _table() -> tuple[Register, ...]:
         ("GEOMETRY", "ro", "rows [7:0], lanes [15:8], page tokens [31:16]"),
         ("LIMITS", "ro", "largest head in tiles [7:0], segments [15:8], planes - 1 [31:16]"),
         ("POOL", "ro", "pages - 1 [15:0], sequences - 1 [31:16]"),
-        ("CONTROL", "rw", "bit 0 enable; bit 1 resets ring pointers and counters (self-clearing)"),
+        (
+            "CONTROL",
+            "rw",
+            "bit 0 enable; bit 1 resets ring pointers and counters, with bit 2 the page manager too"
+            " (self-clearing)",
+        ),
         ("STATUS", "ro", "bit 0 busy; bit 1 ring error; error code [15:8]"),
         ("IRQ_ENABLE", "rw", "bit 0 completion written; bit 1 ring error"),
         ("IRQ_STATUS", "w1c", "pending interrupts, same bits"),

@@ -12,7 +12,6 @@ from m890.hdl.commands import (
     ROW_BYTES,
     SEGMENT,
     SEGMENT_BYTES,
-    SEQUENCE,
     Error,
     Record,
     SegmentKind,
@@ -20,6 +19,7 @@ from m890.hdl.commands import (
 from m890.hdl.config import TOKEN_BITS, CoreConfig
 from m890.hdl.layout import PageLayout, output_bytes, raw_stride
 from m890.hdl.numerics.formats import Format, OutputFormat
+from m890.sim.golden.pages import PageManager, Refused, Sequence
 
 FORMATS = frozenset(int(f) for f in Format)
 KINDS = frozenset(int(k) for k in SegmentKind)
@@ -59,13 +59,24 @@ def plane_page(config: CoreConfig, c: dict[str, int]) -> PageLayout:
 
 @dataclass
 class Tables:
-    """The core's plane and sequence tables, and the bounds that fields are checked against."""
+    """The core's plane table, its page manager, and the bounds that fields are checked against."""
 
     config: CoreConfig
     memory: np.ndarray
-    limit: int = 0
     planes: dict[int, Plane] = field(default_factory=dict)
-    sequences: dict[int, tuple[int, int]] = field(default_factory=dict)  # table, capacity
+
+    def __post_init__(self) -> None:
+        self.pages = PageManager(self.config, self.memory)
+
+    @property
+    def sequences(self) -> dict[int, Sequence]:
+        """Open sequences by number."""
+        return self.pages.sequences
+
+    def define(self, number: int, plane: Plane) -> None:
+        """An entry of the plane table, which the page manager needs to copy pages."""
+        self.planes[number] = plane
+        self.pages.planes[number] = (plane.base, plane.stride, plane.layout.page_bytes)
 
     def page(self, table: int, token: int) -> int:
         """Entry of a block table for a token."""
@@ -93,30 +104,15 @@ class Tables:
             return _failure(PLANE, "base", Error.BAD_ADDRESS)
         return None
 
-    def check_sequence(self, c: dict[str, int]) -> Failure | None:
-        config, port = self.config, self.config.port_bytes
-        if c["sequence"] >= config.sequences:
-            return _failure(SEQUENCE, "sequence", Error.BAD_SEQUENCE)
-        if c["capacity"] >= 1 << TOKEN_BITS:
-            return _failure(SEQUENCE, "capacity", Error.BAD_RANGE)
-        if c["table"] % port:
-            return _failure(SEQUENCE, "table", Error.BAD_ALIGNMENT)
-        per_beat = config.page_tokens * port // 4  # tokens whose page numbers fill a port beat
-        if not self._inside(c["table"], -(-c["capacity"] // per_beat) * port):
-            return _failure(SEQUENCE, "table", Error.BAD_ADDRESS)
-        return None
-
     def check_append(self, c: dict[str, int]) -> Failure | None:
+        """All but its pages."""
         plane, port = self.planes.get(c["plane"]), self.config.port_bytes
         if plane is None:
             return _failure(APPEND, "plane", Error.BAD_PLANE)
-        if c["sequence"] not in self.sequences:
-            return _failure(APPEND, "sequence", Error.BAD_SEQUENCE)
-        table, capacity = self.sequences[c["sequence"]]
-        if c["tokens"] == 0:
-            return _failure(APPEND, "tokens", Error.BAD_RANGE)
-        if c["start"] + c["tokens"] > capacity:
-            return _failure(APPEND, "start", Error.BAD_RANGE)
+        try:
+            self.pages.check_append(c)
+        except Refused as refused:
+            return _failure(APPEND, refused.field, refused.error)
         if c["source_format"] not in (Format.BF16, Format.FP16):
             return _failure(APPEND, "source_format", Error.BAD_FORMAT)
         for name in ("k", "v", "source_stride"):
@@ -128,11 +124,12 @@ class Tables:
         for name in ("k", "v"):
             if not self._inside(c[name], row, c["tokens"] - 1, c["source_stride"]):
                 return _failure(APPEND, name, Error.BAD_ADDRESS)
-        return self._check_pages(table, c["start"], c["tokens"])
+        return None
 
-    def _check_pages(self, table: int, start: int, tokens: int) -> Failure | None:
+    def check_pages(self, c: dict[str, int]) -> Failure | None:
         """Whether an APPEND's pages are the pool's; index: the token that has none."""
-        size = self.config.page_tokens
+        size, start, tokens = self.config.page_tokens, c["start"], c["tokens"]
+        table = self.sequences[c["sequence"]].table
         for page in range(start // size, (start + tokens - 1) // size + 1):
             if self.page(table, page * size) >= self.config.pages:
                 index = max(0, page * size - start)
@@ -191,12 +188,14 @@ class Tables:
             if not self._inside(s["address"], c["rows"] * raw_stride(config, tiles)):
                 return failure("address", Error.BAD_ADDRESS)
             return None
-        if s["sequence"] not in self.sequences:
+        one = self.sequences.get(s["sequence"])
+        if one is None:
             return failure("sequence", Error.BAD_SEQUENCE)
-        capacity = self.sequences[s["sequence"]][1]
+        if one.tenant != c["tenant"]:
+            return failure("sequence", Error.BAD_TENANT)
         if s["start"] >= s["end"]:
             return failure("start", Error.BAD_RANGE)
-        if s["end"] > capacity:
+        if s["end"] > min(one.limit, one.pages * config.page_tokens):
             return failure("end", Error.BAD_RANGE)
         if c["bias"]:
             if s["address"] % port:
@@ -208,7 +207,7 @@ class Tables:
 
     def _inside(self, address: int, size: int, count: int = 0, stride: int = 0) -> bool:
         end = address + count * stride + size
-        return address < 1 << self.config.address_bits and end <= self.limit
+        return address < 1 << self.config.address_bits and end <= self.pages.limit
 
 
 def output_stride(config: CoreConfig, tiles: int, output_format: OutputFormat) -> int:

@@ -14,7 +14,8 @@ from m890.hdl.registers import ADDRESS
 from m890.sim.timing.checks import PLANE_FIELD, Failure, Plane, Tables, plane_page
 from m890.sim.timing.execute import Append, Attend, Executor
 from m890.sim.timing.jobs import JobReader
-from m890.sim.timing.model import Pipeline, Timing
+from m890.sim.timing.model import PageWork, Pipeline, Timing
+from m890.sim.timing.pages import MANAGED, PageUnit
 from m890.sim.timing.registers import RegisterFile
 
 
@@ -49,9 +50,9 @@ class ModelDevice:
         self._tables = Tables(config, self.memory)
         self._jobs = JobReader(self._tables)
         self._executor = Executor(self._tables)
+        self._pages = PageUnit(self._tables.pages)
         self._run: dict[int, Callable[[list[dict[str, int]], NDArray], None]] = {
             Opcode.PLANE: self._planes,
-            Opcode.SEQUENCE: self._sequences,
             Opcode.APPEND: self._appends,
             Opcode.ATTEND: self._attends,
         }
@@ -65,6 +66,9 @@ class ModelDevice:
         self._registers.write(address, value)
         if address == ADDRESS["CONTROL"] and value & 2:
             self._pipeline = Pipeline(self.config, self.timing)
+            if value & 4:
+                self._tables.pages.reset()
+                self._jobs.forget()
 
     def run(self, cycles: int | None = None) -> int:
         registers = self._registers
@@ -93,7 +97,7 @@ class ModelDevice:
         base = registers.ring_base
         ring = self.memory[base : base + registers.ring_size * COMMAND_BYTES]
         commands = ring.reshape(-1, COMMAND_BYTES)[at]
-        self._tables.limit = registers.limit
+        self._tables.pages.limit = registers.limit
         done = np.zeros(count, COMPLETION_TYPE)
         done["opcode"] = commands[:, 0]
         done["tag"] = commands[:, 2:4].copy().view("<u2")[:, 0]
@@ -109,11 +113,15 @@ class ModelDevice:
     def _batch(self, commands: NDArray[np.uint8], done: NDArray) -> None:
         """Neighbouring commands of one opcode."""
         opcode = int(commands[0, 0])
-        if opcode in self._run:
+        if opcode in self._run or opcode in MANAGED:
             columns = unpack(COMMANDS[Opcode(opcode)], commands)
             names = list(columns)
             rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-            self._run[opcode]([dict(zip(names, row, strict=True)) for row in rows], done)
+            fields = [dict(zip(names, row, strict=True)) for row in rows]
+            if opcode in MANAGED:
+                self._manage(Opcode(opcode), fields, done)
+            else:
+                self._run[opcode](fields, done)
             return
         if opcode not in (Opcode.NOP, Opcode.FENCE):
             done["error"] = Error.BAD_OPCODE
@@ -127,40 +135,57 @@ class ModelDevice:
             self._time(one, self._pipeline.other(), failure)
             if failure is None:
                 layout = plane_page(self.config, c)
-                self._tables.planes[c["plane"]] = Plane(
-                    c["base"], c["stride"], layout, bool(c["rotate"])
-                )
+                plane = Plane(c["base"], c["stride"], layout, bool(c["rotate"]))
+                self._tables.define(c["plane"], plane)
 
-    def _sequences(self, commands: list[dict[str, int]], done: NDArray) -> None:
+    def _manage(self, opcode: Opcode, commands: list[dict[str, int]], done: NDArray) -> None:
+        """Commands of the page manager."""
         self._jobs.forget()
         for c, one in zip(commands, done, strict=True):
-            failure = self._tables.check_sequence(c)
-            self._time(one, self._pipeline.other(), failure)
-            if failure is None:
-                self._tables.sequences[c["sequence"]] = (c["table"], c["capacity"])
-                if not c["capacity"]:
-                    del self._tables.sequences[c["sequence"]]
+            outcome = self._pages.run(opcode, c)
+            cycles = self._pipeline.manage(outcome.work, background=opcode == Opcode.COPY)
+            one["index"], one["beats"] = outcome.index, outcome.value
+            self._time(one, cycles, outcome.failure)
+            self._count_copied(outcome.work.copied)
+
+    def _count_copied(self, count: int) -> None:
+        self._registers.counters["READ_BYTES"] += count
+        self._registers.counters["WRITE_BYTES"] += count
 
     def _appends(self, commands: list[dict[str, int]], done: NDArray) -> None:
         counters = self._registers.counters
-        jobs, places = [], []
+        jobs: list[Append] = []
+        places: list[int] = []
+
+        def write() -> None:
+            if jobs:
+                self._executor.append(jobs)
+                done["status"][places] = [job.status for job in jobs]
+                jobs.clear()
+                places.clear()
+
         for i, c in enumerate(commands):
-            failure = self._tables.check_append(c)
+            if jobs and jobs[-1].command["repair"]:
+                write()  # before a page that it rewrites is copied
+            failure, pages = self._tables.check_append(c), PageWork()
+            if failure is None:
+                outcome = self._pages.run(Opcode.APPEND, c)
+                pages, failure = outcome.work, outcome.failure or self._tables.check_pages(c)
             if failure is not None:
                 self._time(done[i], self._pipeline.other(), failure)
                 continue
+            self._tables.pages.committed(c)
             plane = self._tables.planes[c["plane"]]
-            jobs.append(Append(c, plane, self._tables.sequences[c["sequence"]][0]))
+            jobs.append(Append(c, plane, self._tables.sequences[c["sequence"]].table))
             places.append(i)
             tiles = plane.layout.tiles
-            self._time(done[i], self._pipeline.append(plane.layout, c["tokens"]))
+            self._time(done[i], self._pipeline.append(plane.layout, c["tokens"], pages))
+            self._count_copied(pages.copied)
             counters["TOKENS"] += c["tokens"]
             counters["READ_BYTES"] += 2 * c["tokens"] * tiles * self.config.port_bytes
             token = plane.layout.chunk_bytes // self.config.lanes
             counters["WRITE_BYTES"] += c["tokens"] * token
-        if jobs:
-            self._executor.append(jobs)
-            done["status"][places] = [job.status for job in jobs]
+        write()
 
     def _attends(self, commands: list[dict[str, int]], done: NDArray) -> None:
         counters = self._registers.counters

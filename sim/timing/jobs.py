@@ -34,8 +34,7 @@ class JobReader:
     """Turns ATTEND commands into checked jobs.
 
     A decoder's step asks for the same rows and segments once per layer and KV head, so what follows
-    from the tables alone is kept, as long as the sequence table and the block tables stay as they
-    were.
+    from the tables alone is kept, as long as the sequences and the block tables stay as they were.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -43,7 +42,7 @@ class JobReader:
         self._kept: dict[tuple, tuple[Template, list[_Pages]]] = {}
 
     def forget(self) -> None:
-        """The sequence or the plane table has changed."""
+        """Sequences or the plane table have changed."""
         self._kept.clear()
 
     def read(self, c: dict[str, int]) -> Attend | Failure:
@@ -56,7 +55,7 @@ class JobReader:
         at = c["tables"] + -(-rows.size // port) * port
         segments = self._table(at, c["segments"], SEGMENT_BYTES)
         kind = (plane.layout, plane.rotate, *(c[name] for name in _KIND))
-        key = (kind, plane.stride, rows.tobytes(), segments.tobytes())
+        key = (kind, c["tenant"], plane.stride, rows.tobytes(), segments.tobytes())
         kept = self._kept.get(key)
         if kept is not None and all(self._same(pages) for pages in kept[1]):
             return Attend(c, plane, kept[0])
@@ -149,7 +148,7 @@ class JobReader:
         here = np.flatnonzero(seen)
         low, high = int(here[0]), int(here[-1]) + 1
         token = chunk[low:high] * lanes
-        table = self.tables.sequences[s["sequence"]][0]
+        table = self.tables.sequences[s["sequence"]].table
         entries = table // 4 + token // size
         found = self.memory.view("<u4")[entries]
         pages.append(_Pages(entries, found))

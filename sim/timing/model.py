@@ -49,6 +49,15 @@ class Work:
 
 
 @dataclass(frozen=True)
+class PageWork:
+    """What a command makes the page manager do. shared: counts only go up. copied: bytes."""
+
+    pages: int = 0
+    shared: bool = True
+    copied: int = 0
+
+
+@dataclass(frozen=True)
 class Timing:
     """Cycles of the core's stages, where they do not follow from the work.
 
@@ -67,6 +76,9 @@ class Timing:
     score: int = 60  # from the last beat to the last V
     drain: int = 20
     write: int = 80  # of the output's last beats
+    manage: int = 60  # of a command of the page manager, beside its memory accesses and pages
+    give: int = 8  # of an APPEND that gets a page, without the memory
+    free: int = 5  # to give up a page
     efficiency: float = 1.0  # of the memory's read side, as a share of the port
 
 
@@ -80,13 +92,18 @@ class Pipeline:
         taken when its job before last has been drained. The array then is busy for
         max(beats, read bytes / (port bytes x efficiency)); the drain of rows x head / drain_lanes
         cycles and the write come after it. A job waits for all APPENDs before it.
+        The page manager carries out one command after the other: manage + 4 memory + a cycle per
+        page and one per beat of page numbers, or `free` cycles per page, + a cycle per beat that it
+        copies. It waits for the APPENDs before; they and jobs wait for it, except for COPY.
     Members
-        submit(cycle) : the doorbell. attend, append, other : (start, end) of the next command.
+        submit(cycle) : the doorbell. attend, append, manage, other : (start, end) of the next
+        command.
     """
 
     def __init__(self, config: CoreConfig, timing: Timing) -> None:
         self.config, self.timing = config, timing
         self.dispatch = self.array = self.appended = 0
+        self.managed = self.settled = 0  # the latter: without COPY
         self.slots = [0, 0]
 
     def submit(self, cycle: int) -> None:
@@ -99,18 +116,37 @@ class Pipeline:
         start, self.dispatch = self.dispatch, self.dispatch + self.timing.command
         return start, self.dispatch + self.timing.memory
 
-    def append(self, layout: PageLayout, tokens: int) -> tuple[int, int]:
+    def manage(self, work: PageWork, *, background: bool = False) -> tuple[int, int]:
+        t, port = self.timing, self.config.port_bytes
+        start, self.dispatch = self.dispatch, self.dispatch + t.command
+        each = work.pages + 4 * work.pages // port if work.shared else t.free * work.pages
+        cycles = t.manage + 4 * t.memory + each + self._copy(work)
+        self.managed = max(start, self.managed, self.appended) + cycles
+        if not background:
+            self.settled = self.managed
+        return start, self.managed + t.memory
+
+    def _copy(self, work: PageWork) -> int:
+        latency = 2 * self.timing.memory if work.copied else 0
+        return work.copied // self.config.port_bytes + latency
+
+    def append(
+        self, layout: PageLayout, tokens: int, pages: PageWork | None = None
+    ) -> tuple[int, int]:
         t = self.timing
+        if pages is not None and pages.pages:  # dispatch waits until the page manager has them
+            given = t.give + t.memory + self._copy(pages)
+            self.dispatch = max(self.dispatch, self.settled) + given
         start, self.dispatch = self.dispatch, self.dispatch + t.command
         token = 2 * layout.tiles + (layout.header_beats > 0)
-        begin = max(start, self.appended)
+        begin = max(start, self.appended, self.settled)
         self.appended = begin + 2 * t.memory + t.append + tokens * token
         return start, self.appended
 
     def attend(self, work: Work) -> tuple[int, int]:
         t, config = self.timing, self.config
         start, self.dispatch = self.dispatch, self.dispatch + t.command
-        ready = max(start + t.memory + t.tables + work.rows, self.appended)
+        ready = max(start + t.memory + t.tables + work.rows, self.appended, self.settled)
         loaded = max(ready, self.slots[0]) + t.memory + t.load + work.rows * work.layout.tiles
         begin = max(loaded + 2 * t.memory + t.first, self.array)
         port = math.ceil(work.read_bytes / (config.port_bytes * t.efficiency))

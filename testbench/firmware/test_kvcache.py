@@ -86,7 +86,7 @@ def check_device(cache: KvCache) -> None:
     # a table without pages covers no token: the core holds the sequence for closed
     assert sorted(bound) == [s for s in cache.sequences if cache.block_table(s)]
     for s in bound:
-        table, capacity = bound[s]
+        table, capacity = bound[s].table, bound[s].limit
         pages = cache.block_table(s)
         entries = cache.driver.view(table, (cache.pages,), "<u4").tolist()
         assert entries[: len(pages)] == pages

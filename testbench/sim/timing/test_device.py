@@ -13,6 +13,7 @@ from m890.hdl.numerics.formats import Format
 from m890.sim.timing.device import ModelDevice
 from m890.testbench.firmware.device_suite import MEMORY, DeviceSuite
 from m890.testbench.firmware.integrity import IntegritySuite
+from m890.testbench.firmware.page_suite import PageSuite
 from m890.testbench.firmware.scene import Scene
 
 
@@ -47,6 +48,22 @@ class TestTagsOfTwoChunksPerPage(IntegritySuite):
     @classmethod
     def device(cls) -> Iterator[Device]:
         yield ModelDevice(preset("tiny").with_(page_tokens=16), MEMORY, seed=4)
+
+
+class TestPages(PageSuite):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls) -> Iterator[Device]:
+        yield ModelDevice(preset("tiny"), MEMORY, seed=5)
+
+
+class TestPagesOfTwoChunks(PageSuite):
+    commands = 100
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls) -> Iterator[Device]:
+        yield ModelDevice(preset("tiny").with_(page_tokens=16), MEMORY, seed=6)
 
 
 def test_timeout_without_work() -> None:
