@@ -182,8 +182,8 @@ class Rotate(wiring.Component):
         for n in range(lanes):
             element = bundle(Element, name=f"element{n}")
             m.d.sync += element.eq(decode16(m, self.i[n], self.is_fp16, name=f"decoded{n}"))
-            # The least exponent is -126: keys are above 0, which zeros have.
-            keys.append(Mux(element.sig.any(), element.exp + bias, 0)[: ELEMENT_EXP_BITS - 1])
+            # Zeros have the format's least exponent, so they never are the largest beside others.
+            keys.append((element.exp + bias)[: ELEMENT_EXP_BITS - 1])
             elements.append(element)
         top = largest_key(m, keys, name="top")
         nan = delay(m, Cat(e.nan for e in elements).any(), levels, name="nan")
