@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import C, Module, Mux, Signal, Value
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -12,8 +12,16 @@ from m890.hdl.control.layouts import APPEND_DONE, append_layout
 from m890.hdl.kv.append_place import AppendPlaces
 from m890.hdl.kv.append_source import AppendSource
 from m890.hdl.kv.append_write import AppendWriter
-from m890.hdl.kv.items import HEADER_BITS, group_size, header_beats, packing
+from m890.hdl.kv.items import (
+    HEADER_BITS,
+    group_size,
+    header_beats,
+    is_grouped,
+    packing,
+    tile_group,
+)
 from m890.hdl.memory.ports import ReadPort, WritePort
+from m890.hdl.numerics.quantise import beat_groups
 
 
 class Append(wiring.Component):
@@ -87,7 +95,7 @@ class Append(wiring.Component):
         tile = Signal.like(source.tile)
         row_end = Signal()
         is_header = Signal()  # both rows are written, the token's entry is next
-        k_scale = Signal.like(row.payload.scale)
+        k_scales = Signal.like(row.payload.scales)
         header = Signal(HEADER_BITS)  # bytes of half an entry, 0: no headers
         m.d.sync += header.eq(header_beats(config, job.format, job.tiles, job.tags))
         m.d.comb += [
@@ -97,11 +105,18 @@ class Append(wiring.Component):
             writer.format.eq(job.format),
             writer.source_format.eq(job.source_format),
             writer.beat.eq(source.beat),
-            writer.scale.eq(row.payload.scale),
-            writer.k_scale.eq(k_scale),
+            writer.k_scales.eq(k_scales),
+            writer.v_scales.eq(row.payload.scales),
             writer.header.eq(header),
             writer.is_header.eq(is_header),
         ]  # fmt: skip
+        group = tile_group(config, tile)
+        for n in range(beat_groups(config.lanes)):
+            byte = row.payload.scales.word_select(group + n, 8)
+            wide = Cat(C(0, 7), byte, C(0, 1))  # as BF16
+            m.d.comb += writer.scale[n].eq(
+                Mux(is_grouped(job.format), wide, row.payload.scales[:16])
+            )
         self._address(m, job, place.payload, writer, start, tile, value, row_end)
 
         result = Signal(APPEND_DONE)
@@ -143,7 +158,7 @@ class Append(wiring.Component):
                         m.d.sync += tile.eq(tile + 1)
                     with m.Elif(~value):
                         m.d.comb += row.ready.eq(1)
-                        m.d.sync += [tile.eq(0), value.eq(1), k_scale.eq(row.payload.scale)]
+                        m.d.sync += [tile.eq(0), value.eq(1), k_scales.eq(row.payload.scales)]
                     with m.Elif(header.any() & ~is_header):
                         m.d.sync += [tile.eq(0), is_header.eq(1)]
                     with m.Else():

@@ -8,36 +8,41 @@ from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import CoreConfig
 from m890.hdl.control.layouts import append_layout, bits
+from m890.hdl.kv.items import is_grouped, scale_bytes, tile_group
 from m890.hdl.memory.ports import ReadPort
 from m890.hdl.memory.queue import Queue
 from m890.hdl.memory.sram import Sram
-from m890.hdl.numerics.formats import Format
+from m890.hdl.numerics.formats import GROUP, Format
 from m890.hdl.numerics.hadamard import BEAT, RotateBeats
 from m890.hdl.numerics.pipeline import delay, largest, register
-from m890.hdl.numerics.quantise import RowScale, finite_magnitude
+from m890.hdl.numerics.quantise import RowScale, beat_groups, finite_magnitude
 from m890.hdl.numerics.rotation import kv_shift
 
 ROWS = 32
 """Rows (K or V of one token) asked for or buffered: they hide the memory's latency."""
 
-ROW = data.StructLayout({"scale": 16, "error": 1})
-"""A buffered row: its scale as BF16 bits, and whether reading it met a bus error."""
+
+def row_shape(config: CoreConfig) -> data.StructLayout:
+    """A buffered row: its BF16 scale or the E8M0 scales of its groups, as they lie in the header,
+    and whether reading it met a bus error."""
+    return data.StructLayout({"scales": 8 * scale_bytes(config), "error": 1})
 
 
 class AppendSource(wiring.Component):
     """Reads the rows of an APPEND, in the order K, V of token 0, K, V of token 1, ...
 
     Function
-        Row n is `tiles` port beats at k or v + (n // 2) x source_stride. Its largest magnitude is
-        found as it arrives, and its scale from that (RowScale). Of a rotated plane, each beat is
-        rotated first.
+        Row n is `tiles` port beats at k or v + (n // 2) x source_stride. Its largest magnitude, or
+        those of its groups, are found as it arrives, and the scales from them (RowScale). Of a
+        rotated plane, each beat is rotated first.
     Members
         job : In(append_layout). Steady from `start` until `idle`.
         start : In. One cycle: begins a job; only while `idle`.
         stop : In. Ends it: nothing more is asked for. Rows that come are offered all the same.
         idle : Out. Nothing is asked for or buffered.
         read : ReadPort.
-        row : Out(stream of ROW). Offered when all of it is buffered; taking it frees its place.
+        row : Out(stream of row_shape). Offered when all of it is buffered; taking it frees its
+            place.
         tile : In. Beat of the offered row to read. beat : Out. That beat, one cycle later.
     Latency
         Last beat to `row.valid`: 9 + ceil(log2(lanes) / 2) cycles, and Rotate's if it is rotated.
@@ -67,7 +72,7 @@ class AppendSource(wiring.Component):
                 "stop": In(1),
                 "idle": Out(1),
                 "read": Out(ReadPort(config)),
-                "row": Out(stream.Signature(ROW)),
+                "row": Out(stream.Signature(row_shape(config))),
                 "tile": In(bits(config.max_tiles)),
                 "beat": Out(config.port_bits),
             }
@@ -139,8 +144,19 @@ class AppendSource(wiring.Component):
             for n in range(config.lanes)
         ]
         levels = 0
+        parts = beat_groups(config.lanes)
+        groups: list[Value] = []  # the largest of each GROUP lanes, where there are several
         while len(sizes) > 1:
             levels += 1
+            if len(sizes) <= 4 and parts > 1:
+                each = len(sizes) // parts
+                groups = [
+                    register(
+                        m, largest(m, sizes[n * each : (n + 1) * each], name=f"group_size{n}"),
+                        name=f"group_size{n}",
+                    )
+                    for n in range(parts)
+                ]  # fmt: skip
             sizes = [
                 register(
                     m, largest(m, sizes[n : n + 4], name=f"size{levels}_{n // 4}"),
@@ -152,23 +168,50 @@ class AppendSource(wiring.Component):
         last = delay(m, beats.o_last, 1 + levels, name="last")
         error = delay(m, beats.o_error, 1 + levels, name="error")
 
-        inside = Signal()  # of a row: `amax` and `bad` are about its earlier beats
-        amax, bad, ready = Signal(15), Signal(), Signal()
-        m.d.sync += ready.eq(valid & last)
+        grouped = Signal()
+        m.d.sync += grouped.eq(is_grouped(job.format))
+        tile = Signal(bits(config.max_tiles))
+        inside = Signal()  # of a row or group: `amax` is about its earlier beats, too
+        bad, ready, at = Signal(), Signal(), Signal(bits(config.max_tiles))
+        per_group = max(1, GROUP // config.lanes)
+        starts = tile & (per_group - 1) == 0
+        m.d.comb += inside.eq((tile != 0) & ~(grouped & starts))
+        amax = [Signal(15, name=f"amax{n}") for n in range(parts)]
+        m.d.sync += [ready.eq(valid & last), at.eq(tile)]
         with m.If(valid):
-            m.d.sync += [
-                inside.eq(~last),
-                amax.eq(Mux(inside & (amax > sizes[0]), amax, sizes[0])),
-                bad.eq(error | (inside & bad)),
-            ]
-        m.submodules.row_scale = scale = RowScale()
-        m.submodules.rows = rows = Queue(ROW, ROWS)
+            m.d.sync += [tile.eq(Mux(last, 0, tile + 1)), bad.eq(error | ((tile != 0) & bad))]
+            for n in range(parts):
+                coming = Mux(grouped, groups[n], sizes[0]) if groups else sizes[0]
+                m.d.sync += amax[n].eq(Mux(inside & (amax[n] > coming), amax[n], coming))
+        self._collect(m, amax, is_fp16, grouped, at, ready, bad)
+
+    def _collect(
+        self, m: Module, amax: list[Signal], is_fp16: Value, grouped: Value, at: Value,
+        ready: Value, bad: Value,
+    ) -> None:  # fmt: skip
+        """Scales from magnitudes after tile `at`; a whole row's leave with its last tile."""
+        config = self._config
+        scales = []
+        for n, size in enumerate(amax):
+            unit = m.submodules[f"row_scale{n}"] = RowScale()
+            m.d.comb += [
+                unit.amax.eq(size), unit.is_fp16.eq(is_fp16), unit.format.eq(self.job.format)
+            ]  # fmt: skip
+            scales.append(unit.scale)
+        at = delay(m, at, RowScale.latency, name="at")
+        group = tile_group(config, at)
+        kept, after = (Signal(8 * scale_bytes(config), name=n) for n in ("kept", "scales"))
+        # A group that goes on is written again, and larger, by its next tile.
+        m.d.comb += after.eq(Mux(at == 0, 0, kept))
+        for n in range(scale_bytes(config)):
+            unit = n % len(scales)
+            with m.If(group == n - unit):
+                m.d.comb += after[8 * n : 8 * n + 8].eq(scales[unit][7:15])
+        m.d.sync += kept.eq(after)
+        m.submodules.rows = rows = Queue(row_shape(config), ROWS)
         m.d.comb += [
-            scale.amax.eq(amax),
-            scale.is_fp16.eq(is_fp16),
-            scale.format.eq(job.format),
-            rows.i.payload.scale.eq(scale.scale),
-            rows.i.payload.error.eq(delay(m, bad, scale.latency, name="bad")),
-            rows.i.valid.eq(delay(m, ready, scale.latency, name="ready", reset=True)),
+            rows.i.payload.scales.eq(Mux(grouped, after, scales[0])),
+            rows.i.payload.error.eq(delay(m, bad, RowScale.latency, name="bad")),
+            rows.i.valid.eq(delay(m, ready, RowScale.latency, name="ready", reset=True)),
         ]
         wiring.connect(m, rows.o, wiring.flipped(self.row))

@@ -5,12 +5,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import CoreConfig
-from m890.hdl.kv.items import HEADER_BITS, is_scaled, packing
+from m890.hdl.kv.items import HEADER_BITS, is_grouped, is_scaled, packing, scale_bytes
 from m890.hdl.memory.ports import WritePort, request_layout
 from m890.hdl.memory.queue import Queue
 from m890.hdl.numerics.formats import Format
 from m890.hdl.numerics.pipeline import delay
-from m890.hdl.numerics.quantise import Quantise
+from m890.hdl.numerics.quantise import Quantise, beat_groups
 
 WRITES = 32
 """Writes formed and not yet taken by memory."""
@@ -30,7 +30,8 @@ class AppendWriter(wiring.Component):
         emit, is_header, address : In, with `issue`. The tile is its group's last, or there is none
             but the entry: a write to this byte address.
         apart : In, with `issue`. log2 of the tokens whose groups share a port beat.
-        scale : In, with `issue`. The row's scale as BF16 bits. k_scale : with `is_header`, K's.
+        scale : In, with `issue`. Scales of the tile's groups as BF16 bits (Quantise). k_scales,
+            v_scales : In, with `is_header`. Scales of the rows as they lie in the entry.
         beat : In. `lanes` elements of the row, one cycle after `issue`.
         room : Out.
         event : Out. One cycle: QUANTISE happened in codes that were issued.
@@ -53,8 +54,9 @@ class AppendWriter(wiring.Component):
     is_header: Signal
     apart: Signal
     address: Signal
-    scale: Signal
-    k_scale: Signal
+    scale: data.View
+    k_scales: Signal
+    v_scales: Signal
     beat: Signal
     room: Signal
     event: Signal
@@ -74,8 +76,9 @@ class AppendWriter(wiring.Component):
                 "is_header": In(1),
                 "apart": In(2),
                 "address": In(config.address_bits),
-                "scale": In(16),
-                "k_scale": In(16),
+                "scale": In(data.ArrayLayout(16, beat_groups(config.lanes))),
+                "k_scales": In(8 * scale_bytes(config)),
+                "v_scales": In(8 * scale_bytes(config)),
                 "beat": In(config.port_bits),
                 "room": Out(1),
                 "event": Out(1),
@@ -103,11 +106,11 @@ class AppendWriter(wiring.Component):
         emit = delay(m, self.emit, depth, name="emit")
         is_header = delay(m, self.is_header, depth, name="is_header")
         apart = delay(m, self.apart, depth, name="apart")
-        scale = delay(m, scale, quantise.latency, name="scale_late")
-        k_scale = delay(m, self.k_scale, depth, name="k_scale")
-
-        with_scale = is_scaled(self.format)
-        scales = [Mux(with_scale, k_scale, 0), Mux(with_scale, scale, 0)]
+        with_scale = is_scaled(self.format) | is_grouped(self.format)
+        scales = [
+            delay(m, Mux(with_scale, row, 0), depth, name=name)
+            for name, row in (("k_scales", self.k_scales), ("v_scales", self.v_scales))
+        ]
         entry, entry_bytes = self._entry(m, scales)
         codes = self._pack(m, quantise.codes, valid & ~is_header, apart)
         group_bytes = [C((1 << (port >> n)) - 1, port) for n in range(3)]

@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import CoreConfig
-from m890.hdl.kv.header import header_layout
+from m890.hdl.kv.header import header_layout, look_layout
 from m890.hdl.kv.items import (
     COMMAND_BEATS_BITS,
     COUNT_BITS,
@@ -39,8 +39,10 @@ class Fetcher(wiring.Component):
     Members
         i : stream of commands. port : read port.
         o : stream of beats with the command's tag; with `tiles` of tile beats (Regroup).
-        header_reserve : a command with a header is requested. header_room : it may be.
+        header_reserve : a command with a header of `reserve_beats` is requested. header_room : it
+            may be.
         header_valid, header : a beat of a header has come.
+        look, there : with `tiles` (Regroup).
         bus_error[slot] : a beat of a command of `slot` came with a bus error, in this cycle.
     Latency
         Command to request: 4 cycles. Data to o: 2 cycles.
@@ -61,6 +63,9 @@ class Fetcher(wiring.Component):
     i: stream.Interface
     o: stream.Interface
     header_reserve: Signal
+    reserve_beats: Signal
+    look: Any
+    there: Signal
     header_room: Signal
     header_valid: Signal
     header: Any
@@ -89,6 +94,9 @@ class Fetcher(wiring.Component):
                 "i": In(stream.Signature(command_layout(config, tag))),
                 "o": Out(stream.Signature(out)),
                 "header_reserve": Out(1),
+                "reserve_beats": Out(HEADER_BITS),
+                "look": Out(look_layout(config)),
+                "there": In(1),
                 "header_room": In(1),
                 "header_valid": Out(1),
                 "header": Out(header_layout(config)),
@@ -119,6 +127,7 @@ class Fetcher(wiring.Component):
         after = Signal(COMMAND_BEATS_BITS)  # beats left after the next piece
         request = Signal(request_layout(config))
         m.d.comb += [
+            self.reserve_beats.eq(command.header),
             self.port.request.payload.eq(request),
             flight.i.payload.slot.eq(command.slot),
             flight.i.payload.first.eq(first),
@@ -174,6 +183,7 @@ class Fetcher(wiring.Component):
             m.submodules.buffer = regroup = Regroup(self.config, self.depth)
             wiring.connect(m, regroup.o, wiring.flipped(self.o))
             m.d.comb += [
+                self.look.eq(regroup.look), regroup.there.eq(self.there),
                 regroup.write.eq(store), regroup.data.eq(self.port.data), gone.eq(regroup.freed),
                 regroup.chunk.payload.eq(flight.i.payload.tag),
                 regroup.chunk.valid.eq(flight.i.valid & flight.i.payload.first),

@@ -61,6 +61,17 @@ def header_beats(config: CoreConfig, code: Value, tiles: Value, tags: Value) -> 
     return beats
 
 
+def scale_bytes(config: CoreConfig) -> int:
+    """Room for the scales of a row: two bytes, or one per GROUP features of the largest head."""
+    return max(2, config.max_head // GROUP)
+
+
+def tile_group(config: CoreConfig, tile: Value) -> Value:
+    """The (first) group of features that a tile belongs to."""
+    shift = (GROUP // config.lanes).bit_length() - 1 if config.lanes < GROUP else 0
+    return Cat(Const(0, 1), tile) if config.lanes > GROUP else tile >> shift
+
+
 def group_size(packed: Value, left: Value) -> Value:
     """log2 of the tiles of the next group, where `left` (1 or more) are left: PageLayout.groups."""
     two = (packed != 0) & (left >= 2)

@@ -52,7 +52,8 @@ class KvPath(wiring.Component):
         walking : a job is here, but no item is known.
     Latency
         Job to first item: ITEM_CYCLES and a table read. From there to its first K beat: K_CYCLES
-        and a read; its first V beat comes lanes + 3 cycles and the time of a tile later.
+        and a read, where the header is two beats; its first V beat comes lanes + 3 cycles and the
+        time of a tile later.
     Throughput
         One element beat per cycle on k_beat and v_beat each, as far as the memory gives them.
     Backpressure
@@ -139,6 +140,13 @@ class KvPath(wiring.Component):
             out(source, name)
         m.d.comb += [
             header.reserve.eq(k.header_reserve),
+            header.reserve_beats.eq(k.reserve_beats),
+            header.k_look.eq(k.look),
+            header.v_look.eq(v.look),
+            k.there.eq(header.k_there),
+            v.there.eq(header.v_there),
+            k_gearbox.scales.eq(header.k_group),
+            v_gearbox.scales.eq(header.v_group),
             k.header_room.eq(header.room),
             header.valid.eq(k.header_valid),
             header.beat.eq(k.header),

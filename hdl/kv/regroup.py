@@ -1,15 +1,19 @@
 """The fetch buffer of K and V: from the order of memory to the order of the array."""
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import CoreConfig
+from m890.hdl.kv.header import look_layout
 from m890.hdl.kv.items import (
     CHUNK_TAG,
     COUNT_BITS,
     ITEM_DEPTH,
     group_size,
+    is_grouped,
     packing,
     tile_beat_layout,
 )
@@ -28,6 +32,8 @@ class Regroup(wiring.Component):
         chunk : In(stream of CHUNK_TAG). One per chunk, in order, no later than its first beat.
         write, data : In. A port beat comes; only where there is room for it.
         freed : Out. One cycle: a port beat's place is free again.
+        look : Out(look_layout). An element beat is read: it is on `o` from the next cycle on.
+        there : In. In formats with E8M0 scales, the chunk's scales can be looked up.
         o : Out(stream of tile_beat_layout): the port beat, and the part of it that is the element
             beat.
     Latency
@@ -44,6 +50,8 @@ class Regroup(wiring.Component):
     write: Signal
     data: Signal
     freed: Signal
+    look: Any
+    there: Signal
     o: stream.Interface
 
     def __init__(self, config: CoreConfig, depth: int) -> None:
@@ -56,6 +64,8 @@ class Regroup(wiring.Component):
                 "write": In(1),
                 "data": In(config.port_bits),
                 "freed": Out(1),
+                "look": Out(look_layout(config)),
+                "there": In(1),
                 "o": Out(stream.Signature(tile_beat_layout(config))),
             }
         )
@@ -79,6 +89,7 @@ class Regroup(wiring.Component):
         active = Signal()
         format, left = Signal(4), Signal(COUNT_BITS)  # tiles of the chunk, this group's included
         packed, size = Signal(2), Signal(2)  # tiles of a full group, of this one (log2)
+        first = Signal(COUNT_BITS)  # tile of the group
         tile, token = Signal(2), Signal(lane_bits)  # tile within the group
         start, at = Signal(index + 1), Signal(index + 1)  # of the group, of the next beat
 
@@ -86,6 +97,7 @@ class Regroup(wiring.Component):
         # A beat holds 2^apart tokens' parts of the group.
         apart, part, end = Signal(2), Signal(2), Signal()
         read, reading = Signal(), Signal()
+        scales = self.there | ~is_grouped(format)
         tile_end, group_end, chunk_end = Signal(), Signal(), Signal()
         m.d.comb += [
             count.eq(Mux(size == 2, 4, size + 1)),
@@ -95,7 +107,7 @@ class Regroup(wiring.Component):
             tile_end.eq(token.all()),
             group_end.eq(tile_end & (tile == count - 1)),
             chunk_end.eq(group_end & (left == count)),
-            read.eq(active & (at != written) & (~reading | self.o.ready)),
+            read.eq(active & (at != written) & scales & (~reading | self.o.ready)),
             self.freed.eq(read & end & (tile == count - 1)),
         ]
         with m.If(read):
@@ -106,18 +118,23 @@ class Regroup(wiring.Component):
                 rest = left - count
                 m.d.sync += [
                     tile.eq(0), start.eq(at + 1), at.eq(at + 1), left.eq(rest),
-                    size.eq(group_size(packed, rest)),
+                    size.eq(group_size(packed, rest)), first.eq(first + count),
                 ]  # fmt: skip
         m.d.comb += chunks.o.ready.eq(~active | (read & chunk_end))
         with m.If(chunks.o.ready):
             coming = chunks.o.payload
             m.d.sync += [
-                active.eq(chunks.o.valid), format.eq(coming.format), left.eq(coming.tiles),
+                active.eq(chunks.o.valid), first.eq(0), left.eq(coming.tiles),
+                format.eq(coming.format),
                 packed.eq(packing(coming.format)),
                 size.eq(group_size(packing(coming.format), coming.tiles)),
             ]  # fmt: skip
 
-        o = self.o.payload
+        o, look = self.o.payload, self.look
+        m.d.comb += [
+            look.valid.eq(read), look.token.eq(token), look.tile.eq(first + tile),
+            look.format.eq(format), look.last.eq(chunk_end),
+        ]  # fmt: skip
         with m.If(read):
             m.d.sync += [reading.eq(1), o.part.eq(part), o.format.eq(format)]
         with m.Elif(self.o.ready):

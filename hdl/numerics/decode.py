@@ -3,7 +3,14 @@
 from amaranth.hdl import C, Cat, Module, Signal, Value
 from amaranth.lib import data
 
-from m890.hdl.numerics.formats import CODINGS, SIG_BITS, WIDE_SIG_BITS, Coding, Format
+from m890.hdl.numerics.formats import (
+    CODINGS,
+    ELEMENT_FORMATS,
+    SIG_BITS,
+    WIDE_SIG_BITS,
+    Coding,
+    Format,
+)
 from m890.hdl.numerics.pipeline import bundle, shift_left_to_top
 from m890.hdl.numerics.types import Element, Wide
 
@@ -15,10 +22,10 @@ def decode(m: Module, raw: Value, format: Value, *, name: str = "element") -> da
     """The element that `raw` (16 bits) is in `format` (a Format code; others decode as BF16)."""
     o = bundle(Element, name=name)
     with m.Switch(format):
-        for code, coding in CODINGS.items():
+        for code in ELEMENT_FORMATS:
             if code != Format.BF16:
                 with m.Case(code):
-                    _decode(m, o, raw, coding)
+                    _decode(m, o, raw, CODINGS[code])
         with m.Default():
             _decode(m, o, raw, CODINGS[Format.BF16])
     return o

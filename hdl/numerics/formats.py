@@ -37,6 +37,8 @@ class Format(IntEnum):
     E4M3 = 2
     E5M2 = 3
     INT8 = 4
+    INT4 = 5
+    MXFP4 = 6
 
 
 class OutputFormat(IntEnum):
@@ -50,7 +52,7 @@ class OutputFormat(IntEnum):
 
 @dataclass(frozen=True)
 class Coding:
-    """A storage format. Floats: 1 sign, `exp_bits`, `man_bits`; INT8: two's complement.
+    """A storage format. Floats: 1 sign, `exp_bits`, `man_bits`; INT8, INT4: two's complement.
 
     specials: "ieee" (all-ones exponent is Inf / NaN), "fn" (only S.1111.111 is NaN), "none".
     qmax: largest magnitude that a scaled append produces; None where there is no scale.
@@ -89,5 +91,10 @@ CODINGS: dict[Format, Coding] = {
         Coding(Format.E4M3, 8, 4, 3, 7, "fn", 448),
         Coding(Format.E5M2, 8, 5, 2, 15, "ieee", 57344),
         Coding(Format.INT8, 8, 0, 7, 0, "none", 127),
+        Coding(Format.INT4, 4, 0, 3, 0, "none", 7, grouped=True),
+        Coding(Format.MXFP4, 4, 2, 1, 1, "none", 6, grouped=True),
     )
 }
+
+ELEMENT_FORMATS: tuple[Format, ...] = tuple(f for f, c in CODINGS.items() if not c.grouped)
+"""Formats that the array decodes; the others reach it as BF16, their scales applied."""

@@ -5,10 +5,20 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.numerics.decode import decode16
-from m890.hdl.numerics.formats import CODINGS, ELEMENT_EXP_BITS, SIG_BITS, Coding, Format
+from m890.hdl.numerics.formats import (
+    CODINGS,
+    ELEMENT_EXP_BITS,
+    GROUP,
+    SIG_BITS,
+    Coding,
+    Format,
+)
 from m890.hdl.numerics.pipeline import delay, lookup, register, shift_left_to_top
 from m890.hdl.numerics.rounding import STAGES, round_to, target
 from m890.hdl.numerics.tables import (
+    GROUP_MAX_EXP,
+    GROUP_SCALES,
+    GROUP_UP,
     SCALE_INVERSE,
     SCALE_INVERSE_UNIT_BITS,
     SCALE_UP,
@@ -19,6 +29,11 @@ SCALE_ONE = 0x3F80
 """BF16 bits of 1: the scale of zeros, and of formats without scales."""
 SCALE_EXP_BITS = ELEMENT_EXP_BITS + 1
 """Exponent of a scale before it is clamped."""
+
+
+def beat_groups(lanes: int) -> int:
+    """Groups of features with scales of their own in a beat of `lanes`: 1 or more."""
+    return max(1, lanes // GROUP)
 
 
 def finite_magnitude(raw: Value, is_fp16: Value) -> Value:
@@ -43,13 +58,13 @@ class RowScale(wiring.Component):
     """Scale of an appended row.
 
     Function
-        docs/numerics.md, "Append": amax / qmax of the format, rounded up to BF16; 1 where amax is
-        zero or the format has no scale.
+        docs/numerics.md, "Append": amax / qmax of the format, rounded up to BF16; in formats with
+        E8M0 scales the group's power of two; 1 where amax is zero or the format has no scale.
     Members
-        amax : In(15). The largest `finite_magnitude` of the row.
+        amax : In(15). The largest `finite_magnitude` of the row, or of the group.
         is_fp16 : In. The source's format: FP16, else BF16.
         format : In(4). The plane's format (Format).
-        scale : Out(16). BF16 bits, `latency` cycles later.
+        scale : Out(16). BF16 bits, `latency` cycles later; an E8M0 scale is its exponent field.
     Latency
         5: decode | normalise | multiply | round up | limit.
     Throughput
@@ -82,9 +97,12 @@ class RowScale(wiring.Component):
                         shift.eq(up.shift),
                         scaled.eq(1),
                     ]
+        group, grouped = self._group(m, sig, exp, format)
         product = register(m, sig * multiplier, name="product")
         exp = register(m, exp - shift, signed(SCALE_EXP_BITS), name="exp")
-        unit = register(m, ~scaled | ~sig.any(), name="unit")
+        unit = register(m, ~(scaled | grouped) | ~sig.any(), name="unit")
+        group = delay(m, register(m, group, name="group"), 1, name="group")
+        grouped = delay(m, register(m, grouped, name="grouped"), 1, name="grouped")
 
         # Normalised factors: the product has one leading zero at most. Up: any bit below counts.
         top = len(product) - 1
@@ -98,8 +116,23 @@ class RowScale(wiring.Component):
         biased = exp + carry + 127
         mantissa = Mux(carry, 0, eight[:7])
         word = Mux(biased < 1, Cat(C(0, 7), C(1, 8)), Cat(mantissa, biased[:8]))
-        m.d.sync += self.scale.eq(Mux(unit, SCALE_ONE, word))
+        m.d.sync += self.scale.eq(Mux(unit, SCALE_ONE, Mux(grouped, Cat(C(0, 7), group), word)))
         return m
+
+    @staticmethod
+    def _group(m: Module, sig: Value, exp: Value, format: Value) -> tuple[Signal, Signal]:
+        """E8M0 scale of a group whose largest magnitude this is; whether the format has such."""
+        double, grouped = Signal(), Signal()
+        with m.Switch(format):
+            for code, least in GROUP_UP.items():
+                with m.Case(code):
+                    m.d.comb += [grouped.eq(1), double.eq(sig >= least)]
+        least, most = GROUP_SCALES
+        field = Signal(signed(SCALE_EXP_BITS + 1))
+        m.d.comb += field.eq(exp + double + 127 - GROUP_MAX_EXP)
+        scale = Signal(8, name="group_scale")
+        m.d.comb += scale.eq(Mux(field < least, least, Mux(field > most, most, field[:8])))
+        return scale, grouped
 
 
 class QuantiseLane(wiring.Component):
@@ -181,8 +214,8 @@ class QuantiseLane(wiring.Component):
             word = Mux(nan, _quiet(coding), Cat(magnitude, sign))
         else:
             word = Mux(nan, 0, Mux(sign, -magnitude, magnitude)[: coding.bits])
-        # A scaled row's numbers are beyond only by the rounding of its reciprocal: no event.
-        event = special if coding.scaled else special | beyond
+        # Where there are scales, what is beyond was rounded there, or its format wants it so.
+        event = special | beyond if coding.qmax is None else special
         return [self.code.eq(word), self.event.eq(event)]
 
 
@@ -195,21 +228,22 @@ class Quantise(wiring.Component):
     Members
         raw : In(lanes x 16). Elements as BF16 or FP16 bits.
         is_fp16 : In. Format of `raw`.
-        scale : In(16). The row's scale as BF16 bits (RowScale).
+        scale : In(count x 16). The row's scale as BF16 bits (RowScale), or those of the beat's
+            groups of 32 lanes; the first one where there are fewer lanes.
         format : In(4). The plane's format (Format). All inputs travel together.
-        codes : Out(lanes x 16), `latency` cycles later. 8-bit formats in the low byte.
+        codes : Out(lanes x 16), `latency` cycles later. Narrow formats in the low bits.
         event : Out. An element was not finite, or beyond a format without scales (QUANTISE).
     Latency
         8, see QuantiseLane.
     Throughput
         `lanes` elements per cycle.
     Storage
-        A logic table of 128 x 17 bits.
+        A logic table of 128 x 17 bits per scale.
     """
 
     raw: data.View
     is_fp16: Signal
-    scale: Signal
+    scale: data.View
     format: Signal
     codes: data.View
     event: Signal
@@ -221,7 +255,7 @@ class Quantise(wiring.Component):
             {
                 "raw": In(data.ArrayLayout(16, lanes)),
                 "is_fp16": In(1),
-                "scale": In(16),
+                "scale": In(data.ArrayLayout(16, beat_groups(lanes))),
                 "format": In(4),
                 "codes": Out(data.ArrayLayout(16, lanes)),
                 "event": Out(1),
@@ -230,18 +264,23 @@ class Quantise(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        word = lookup(m, self.scale[:7], SCALE_INVERSE, SCALE_INVERSE_UNIT_BITS + 1, name="inverse")
-        inverse = delay(m, word, 2, name="inverse_late")
-        exp = delay(m, self.scale[7:15], 2, name="exp_late") - 127
+        inverses, exps = [], []
+        for n in range(beat_groups(self.lanes)):
+            scale: Value = self.scale[n]
+            bits = SCALE_INVERSE_UNIT_BITS + 1
+            word = lookup(m, scale[:7], SCALE_INVERSE, bits, name=f"inverse{n}")
+            inverses.append(delay(m, word, 2, name=f"inverse_late{n}"))
+            exps.append(delay(m, scale[7:15], 2, name=f"exp_late{n}") - 127)
         events = []
         for n in range(self.lanes):
+            group = n // GROUP
             lane = m.submodules[f"lane{n}"] = QuantiseLane()
             m.d.comb += [
                 lane.raw.eq(self.raw[n]),
                 lane.is_fp16.eq(self.is_fp16),
                 lane.format.eq(self.format),
-                lane.inverse.eq(inverse),
-                lane.exp.eq(exp),
+                lane.inverse.eq(inverses[group]),
+                lane.exp.eq(exps[group]),
                 self.codes[n].eq(lane.code),
             ]
             events.append(lane.event)
@@ -254,11 +293,13 @@ def _largest(coding: Coding) -> int:
     if not coding.exp_bits:
         return coding.qmax or 0
     codes = (1 << coding.exp_bits + coding.man_bits) - 1
-    return codes - 1 if coding.specials == "fn" else codes - (1 << coding.man_bits)
+    return codes - {"none": 0, "fn": 1, "ieee": 1 << coding.man_bits}[coding.specials]
 
 
 def _quiet(coding: Coding) -> int:
-    """The canonical quiet NaN."""
+    """The canonical quiet NaN; zero where there is none."""
+    if coding.specials == "none":
+        return 0
     codes = (1 << coding.exp_bits + coding.man_bits) - 1
     if coding.specials == "fn":
         return codes

@@ -115,6 +115,15 @@ with localcontext() as _context:
     TANH_C0, TANH_C1, TANH_C2 = _tanh_segments()
 
 SCALE_UP: dict[Format, ScaleUp] = {
-    f: _scale_up(c.qmax) for f, c in CODINGS.items() if c.qmax is not None
+    f: _scale_up(c.qmax) for f, c in CODINGS.items() if c.scaled and c.qmax is not None
 }
 """Per scaled format: the multiplier and shift of `scale = amax / qmax`."""
+
+GROUP_MAX_EXP = 2
+"""Exponent of qmax in the formats with E8M0 scales: 7 and 6 lie in [4, 8)."""
+GROUP_UP: dict[Format, int] = {Format.INT4: 2048, Format.MXFP4: 1792}
+"""Significand of amax (11 bits) from which a group's scale is doubled (2048: never)."""
+GROUP_SCALES = 2, 252
+"""E8M0 scales that append writes: every code times its scale is a normal BF16 number."""
+GROUP_ONE = 127
+"""The E8M0 scale of one, which a group of zeros gets."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from m890.hdl.numerics import tables
-from m890.hdl.numerics.formats import CODINGS, Format
+from m890.hdl.numerics.formats import CODINGS, GROUP, Format
 from m890.sim.golden.elements import Elements, decode, decode_float
 from m890.sim.golden.output import encode
 
@@ -17,13 +17,16 @@ def append(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Quantises rows [..., d] of BF16 or FP16 bits.
 
-    Returns (codes uint16 [..., d], BF16 scales uint16 [...] or None where the format has none,
-    QUANTISE bool [...]: something in the row was not finite or beyond the format).
+    Returns (codes uint16 [..., d]; scales: BF16 uint16 [...], E8M0 uint8 [..., groups] or None
+    where the format has none; QUANTISE bool [...]: something in the row was not finite or beyond
+    the format).
     """
     rows = np.asarray(rows, np.uint16)
     element = decode(rows, source_format)
     special = element.nan if element.nan is not None else np.zeros(rows.shape, bool)
     value = decode_float(rows, source_format)
+    if CODINGS[format].grouped:
+        return *_grouped(format, element, value), np.any(special, -1)
     if not CODINGS[format].scaled:
         codes, beyond = _plain(format, rows, source_format, value)
         return codes, None, np.any(beyond | special, -1)
@@ -50,10 +53,7 @@ def _plain(
 
 def _scale(format: Format, element: Elements) -> tuple[np.ndarray, np.ndarray]:
     """(exponent, 7 mantissa bits) of amax / qmax, rounded up to BF16: never too small."""
-    finite = np.abs(np.ldexp(element.sig.astype(np.float64), np.maximum(element.exp, -200)))
-    if element.nan is not None:
-        finite = np.where(element.nan, 0, finite)
-    fraction, amax_exp = np.frexp(finite.max(-1))
+    fraction, amax_exp = np.frexp(_magnitude(element).max(-1))
     up = tables.SCALE_UP[format]
     sig = np.ldexp(fraction, 11).astype(np.int64)  # 11 bits, exponent amax_exp - 1
     product = sig * up.multiplier
@@ -67,6 +67,31 @@ def _scale(format: Format, element: Elements) -> tuple[np.ndarray, np.ndarray]:
     exp, man = np.where(low, _LEAST_EXP, exp), np.where(low, 0, man)
     zero = sig == 0
     return np.where(zero, 0, exp), np.where(zero, 0, man)
+
+
+def _magnitude(element: Elements) -> np.ndarray:
+    """|x| as float64, 0 for what is not finite."""
+    finite = np.abs(np.ldexp(element.sig.astype(np.float64), np.maximum(element.exp, -200)))
+    return finite if element.nan is None else np.where(element.nan, 0, finite)
+
+
+def _grouped(format: Format, element: Elements, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes, and E8M0 scales of groups of 32 features."""
+    coding, head = CODINGS[format], value.shape[-1]
+    starts = np.arange(0, head, GROUP)
+    fraction, exp = np.frexp(np.maximum.reduceat(_magnitude(element), starts, -1))
+    up = np.ldexp(fraction, 11) >= tables.GROUP_UP[format]
+    scale = np.clip(exp - 1 - tables.GROUP_MAX_EXP + up + 127, *tables.GROUP_SCALES)
+    scale = np.where(fraction == 0, tables.GROUP_ONE, scale)
+    shift = np.repeat(scale - 127, GROUP, -1)[..., :head]
+    qmax = coding.qmax or 0
+    q = np.clip(np.ldexp(np.where(np.isnan(value), 0, value), -shift), -qmax, qmax)
+    if coding.exp_bits:
+        codes = encode(q, coding.exp_bits, coding.man_bits, infinite=False)
+        codes = np.where(np.isnan(value), 0, codes)
+    else:
+        codes = np.rint(q).astype(np.int64) & 0xF
+    return codes.astype(np.uint16), scale.astype(np.uint8)
 
 
 def _scaled(format: Format, value: np.ndarray, exp: np.ndarray, man: np.ndarray) -> np.ndarray:

@@ -13,10 +13,10 @@ import numpy as np
 
 from m890.hdl.commands import Status
 from m890.hdl.config import DRAFT_BITS, CoreConfig
-from m890.hdl.numerics.formats import L_SLOTS, Format, OutputFormat
+from m890.hdl.numerics.formats import CODINGS, L_SLOTS, Format, OutputFormat
 from m890.sim.golden import output, score
 from m890.sim.golden.dot import beats
-from m890.sim.golden.elements import INACTIVE, Elements, decode
+from m890.sim.golden.elements import INACTIVE, Elements, decode, ungroup
 from m890.sim.golden.rotate import rotate_back, rotate_query
 from m890.sim.golden.wide import Wide, add, fold, power64, round24
 
@@ -29,7 +29,7 @@ class KvSegment:
     """Tokens that stream past the rows; element i of the arrays is token `base` + i.
 
     `base` and the number of tokens are multiples of the core's lanes. What lies outside
-    [start, end) is never looked at. 8-bit codes lie in the low byte.
+    [start, end) is never looked at. 8-bit and 4-bit codes lie in the low bits.
     """
 
     k: np.ndarray  # uint16 [..., N, d]
@@ -37,8 +37,8 @@ class KvSegment:
     end: np.ndarray | int  # [...] one past the last visible token
     start: np.ndarray | int = 0  # [...]
     base: np.ndarray | int = 0  # [...] token index of element 0
-    k_scale: np.ndarray | None = None  # uint16 [..., N] BF16 bits
-    v_scale: np.ndarray | None = None  # uint16 [..., N]
+    k_scale: np.ndarray | None = None  # uint16 [..., N] BF16 bits, or uint8 [..., N, groups] E8M0
+    v_scale: np.ndarray | None = None  # likewise
     row_mask: np.ndarray | None = None  # bool [..., R]; None: all rows
     draft: bool = False  # each row's draft mask replaces causal and window
     bias: np.ndarray | None = None  # uint16 [..., R, N] in the queries' format
@@ -95,13 +95,14 @@ class Result:
 def attend(job: Job) -> Result:
     """Runs a job (or a batch); equal to the RTL bit for bit."""
     batch, job = _flat(job)
-    state = _State.start(job)
+    grouped = CODINGS[job.format].grouped
+    state = _State.start(replace(job, format=Format.BF16) if grouped else job)
     for segment in job.segments:
         if isinstance(segment, RawSegment):
             state.add_raw(segment)
         else:
             for part in _spans(job, segment):
-                state.stream(part)
+                state.stream(_ungrouped(job, part) if grouped else part)
     return state.finish(batch)
 
 
@@ -274,6 +275,15 @@ def _visible(job: Job, part: KvSegment) -> np.ndarray:
     return np.broadcast_to(visible, (*job.query.shape[:2], t.shape[-1]))
 
 
+def _ungrouped(job: Job, part: KvSegment) -> KvSegment:
+    """Tokens of a format with E8M0 scales, as the array gets them: BF16."""
+    if part.k_scale is None or part.v_scale is None:
+        raise ValueError(f"{job.format.name} tokens need scales")
+    k = ungroup(part.k, part.k_scale, job.format)
+    v = ungroup(part.v, part.v_scale, job.format)
+    return replace(part, k=k, v=v, k_scale=None, v_scale=None)
+
+
 def _spans(job: Job, segment: KvSegment) -> Iterator[KvSegment]:
     """Runs of whole chunks with visible tokens, of a size that stays in the cache."""
     lanes, tokens = job.config.lanes, segment.k.shape[1]
@@ -304,8 +314,9 @@ def _spans(job: Job, segment: KvSegment) -> Iterator[KvSegment]:
 def _flat(job: Job) -> tuple[tuple[int, ...], Job]:
     """The batch shape, and the job with exactly one batch dimension on every array (1 or all)."""
     own = {"query": 2, "position": 1, "draft": 1, "sink": 1}
+    scale = 2 if CODINGS[job.format].grouped else 1
     kv = {
-        "k": 2, "v": 2, "start": 0, "end": 0, "base": 0, "k_scale": 1, "v_scale": 1,
+        "k": 2, "v": 2, "start": 0, "end": 0, "base": 0, "k_scale": scale, "v_scale": scale,
         "row_mask": 1, "bias": 2,
     }  # fmt: skip
     raw = {"exponent": 1, "l": 1, "o": 2, "row_mask": 1}

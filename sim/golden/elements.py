@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from m890.hdl.numerics.formats import CODINGS, Format
+from m890.hdl.numerics.formats import CODINGS, GROUP, Format
 
 INACTIVE = -14000
 """Exponent of a zero: the sum of two still fits int16, and stays below every active sum."""
@@ -70,6 +70,8 @@ def _table(format: Format) -> tuple[np.ndarray, np.ndarray, bool]:
     """(sig, exp) of every code, NaN codes as sig NaN, and whether there are NaN codes."""
     coding = CODINGS[format]
     code = np.arange(1 << coding.bits)
+    if coding.grouped:
+        raise ValueError(f"{format.name} codes mean nothing without their scales: ungroup first")
     if format is Format.INT8:
         value = np.where(code > 127, code - 256, code)
         sig, exp, nan = value / 128, np.full(code.shape, 7), np.zeros(code.shape, bool)
@@ -99,6 +101,33 @@ def decode(codes: np.ndarray, format: Format) -> Elements:
             nan = marked
             sig[marked] = np.copysign(np.float32(1), sig[marked])
     return Elements(sig, exps.take(index), nan)
+
+
+@cache
+def _groups(format: Format) -> tuple[np.ndarray, np.ndarray]:
+    """Of every 4-bit code as a BF16 number: exponent (zeros -1000), sign and mantissa bits."""
+    code = np.arange(16)
+    if format is Format.INT4:
+        value = np.where(code > 7, code - 16, code).astype(np.float64)
+    else:
+        sign = np.where(code > 7, -1, 1)
+        value = sign * np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])[code & 7]
+    fraction, exp = np.frexp(np.abs(value))
+    rest = np.where(value == 0, 0, np.ldexp(fraction, 8) - 128).astype(np.int64)
+    return np.where(value == 0, -1000, exp - 1), rest | np.where(value < 0, 0x8000, 0)
+
+
+def ungroup(codes: np.ndarray, scales: np.ndarray, format: Format) -> np.ndarray:
+    """4-bit codes [..., d] with E8M0 scales [..., groups] as BF16 bits: products, exact.
+
+    Below BF16's normal numbers they are 0, beyond its largest one, and with scale 255, NaN.
+    """
+    exps, rest = _groups(format)
+    scale = np.repeat(scales, GROUP, -1)[..., : codes.shape[-1]].astype(np.int64)
+    index = codes & 15
+    field = exps[index] + scale
+    bits = np.where(field > 254, 0x7FC0, np.where(field < 1, 0, field << 7 | rest[index]))
+    return np.where(scale == 255, 0x7FC0, bits).astype(np.uint16)
 
 
 def decode_scale(codes: np.ndarray) -> Elements:

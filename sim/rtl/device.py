@@ -159,6 +159,12 @@ class RtlDevice:
             values[name] = low | self.read(ADDRESS[f"{name}_HI"]) << 32
         return values
 
+    def port_beats(self) -> tuple[int, int]:
+        """Beats of the memory port so far: read, written."""
+        found = (ctypes.c_uint64 * 2)()
+        self._library.m890_port_beats(self._open(), found)
+        return found[0], found[1]
+
     def memory_counters(self) -> dict[str, int]:
         """Commands that an HBM3-like memory was given; zeros of the fixed one."""
         found = (ctypes.c_uint64 * len(MEMORY_COUNTERS))()
@@ -257,6 +263,7 @@ def _load(path: Path) -> ctypes.CDLL:
         ("write", signed, handle, word, word),
         ("read", signed, handle, word, ctypes.POINTER(word)),
         ("cycle", long, handle),
+        ("port_beats", None, handle, ctypes.POINTER(long)),
         ("memory_counters", None, handle, ctypes.POINTER(long)),
         ("breach", ctypes.c_char_p, handle),
         ("waves_start", signed, handle, ctypes.c_char_p, long, long),

@@ -34,7 +34,7 @@ class BadInput:
         "field,value,error",
         [
             ("plane", 65535, errors.BadPlane),
-            ("format", 5, errors.BadFormat),
+            ("format", len(Format), errors.BadFormat),
             ("format", 15, errors.BadFormat),
             ("head", 0, errors.BadHeadSize),
             ("head", 255, errors.BadHeadSize),

@@ -254,7 +254,8 @@ class DeviceSuite(BadInput):
             for token in range(tokens):
                 found = scene.read_token(s, plane, start + token, bool(value))
                 np.testing.assert_array_equal(found[0], codes[token])
-                assert found[1] is None or scale is not None and found[1] == int(scale[token])
+                wanted = None if scale is None else np.atleast_1d(scale[token]).tolist()
+                assert found[1] == wanted
         assert int(done["status"][0]) == int(quantised) << Status.QUANTISE
         # what the scene's own writer makes of the codes, on top of what was there before
         now = driver.memory[scene.pool].copy()

@@ -30,13 +30,14 @@ FLOATS = {
 
 @dataclass
 class Sequence:
-    """A sequence's pages and what lies in them: codes [planes, 2, N, d], scales [planes, 2, N]."""
+    """A sequence's pages and what lies in them: codes [planes, 2, N, d], scales [planes, 2, N]
+    (BF16 bits) or [planes, 2, N, groups] (E8M0)."""
 
     number: int
     table: int
     pages: NDArray[np.int64]
     codes: NDArray[np.uint16]
-    scales: NDArray[np.uint16] | None
+    scales: NDArray[np.uint16] | NDArray[np.uint8] | None
 
     @property
     def capacity(self) -> int:
@@ -105,11 +106,21 @@ class Scene:
         """Codes of normal variables; some are large, subnormal or zero."""
         x = self.rng.normal(size=shape) * 2.0 ** self.rng.choice([-9, -1, 0, 0, 0, 1], shape)
         x = np.where(self.rng.random(shape) < 0.03, 0, x)
+        if CODINGS[format].grouped:
+            return self.rng.integers(0, 16, shape).astype(np.uint16)
         if format == Format.INT8:
             x = np.clip(x * 40, -128, 127)
         return x.astype(FLOATS[format]).view(f"u{CODINGS[format].bytes}").astype(np.uint16)
 
-    def random_scales(self, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    def random_scales(self, shape: tuple[int, ...]) -> NDArray | None:
+        """Of rows, as the format has them; E8M0 with some that are far off, or NaN."""
+        if CODINGS[self.format].grouped:
+            shape = (*shape, self.layout.scale_bytes)
+            near = self.rng.integers(120, 128, shape)
+            return np.where(self.rng.random(shape) < 0.01, self.rng.integers(0, 256, shape), near
+                            ).astype(np.uint8)  # fmt: skip
+        if not CODINGS[self.format].scaled:
+            return None
         x = 2.0 ** self.rng.uniform(-4, 1, shape)
         if self.format == Format.INT8:
             x = x / 40
@@ -119,8 +130,7 @@ class Scene:
         config = self.config
         tokens, head = len(pages) * config.page_tokens, self.tiles * config.lanes
         codes = self.random_codes((self.planes, 2, tokens, head), self.format)
-        scaled = CODINGS[self.format].scaled
-        scales = self.random_scales((self.planes, 2, tokens)) if scaled else None
+        scales = self.random_scales((self.planes, 2, tokens))
         table = self.driver.map.allocate(
             f"table {number}", 4 * len(pages), max(config.port_bytes, 64)
         ).start
@@ -142,18 +152,21 @@ class Scene:
         """Puts one token's codes and scales where the layout wants them."""
         memory, inside = self.driver.memory, token % self.config.page_tokens
         page = self.page_address(sequence, plane, token)
-        size, lanes = CODINGS[self.format].bits // 8, self.config.lanes
+        bits = CODINGS[self.format].bits
         for value in (False, True):
-            row = sequence.codes[plane, int(value), token].astype(f"<u{size}")
-            for tile in range(self.tiles):
-                at = page + self.layout.element(inside, tile * lanes, value=value)
-                part = np.ascontiguousarray(row[tile * lanes : (tile + 1) * lanes])
-                memory[at : at + lanes * size] = part.view(np.uint8)
+            for feature, code in enumerate(sequence.codes[plane, int(value), token].tolist()):
+                at = page + self.layout.element(inside, feature, value=value)
+                if bits == 4:
+                    kept = int(memory[at]) & 0xF0 >> 4 * (feature % 2)
+                    memory[at] = kept | code << 4 * (feature % 2)
+                else:
+                    memory[at : at + bits // 8] = list(code.to_bytes(bits // 8, "little"))
+            at = page + self.layout.scale(inside, value=value)
+            half = np.zeros(self.layout.half_bytes, np.uint8)
             if sequence.scales is not None:
-                at = page + self.layout.scale(inside, value=value)
-                memory[at : at + 2] = sequence.scales[plane, int(value), token : token + 1].view(
-                    np.uint8
-                )
+                raw = np.ascontiguousarray(sequence.scales[plane, int(value), token, ...])
+                half[: self.layout.scale_bytes] = np.atleast_1d(raw).view(np.uint8)
+            memory[at : at + len(half)] = half
 
         self.write_tags(sequence, plane, token)
 
@@ -181,19 +194,19 @@ class Scene:
         )
 
     def read_token(self, sequence: Sequence, plane: int, token: int, value: bool) -> tuple:
-        """(codes, scale) of a token as they lie in memory."""
+        """(codes, scale or scales) of a token as they lie in memory."""
         memory, inside = self.driver.memory, token % self.config.page_tokens
         page = self.page_address(sequence, plane, token)
-        size, lanes = CODINGS[self.format].bytes, self.config.lanes
-        tiles = []
-        for tile in range(self.tiles):
-            at = page + self.layout.element(inside, tile * lanes, value=value)
-            tiles.append(memory[at : at + lanes * size].copy().view(f"<u{size}"))
-        codes = np.concatenate(tiles).astype(np.uint16)
+        bits, codes = CODINGS[self.format].bits, []
+        for feature in range(self.tiles * self.config.lanes):
+            at = page + self.layout.element(inside, feature, value=value)
+            word = int.from_bytes(memory[at : at + max(1, bits // 8)].tobytes(), "little")
+            codes.append(word >> 4 * (feature % 2) & 15 if bits == 4 else word)
         if sequence.scales is None:
-            return codes, None
+            return np.array(codes, np.uint16), None
         at = page + self.layout.scale(inside, value=value)
-        return codes, int(memory[at : at + 2].copy().view("<u2")[0])
+        raw = memory[at : at + self.layout.scale_bytes].copy()
+        return np.array(codes, np.uint16), raw.view(sequence.scales.dtype).tolist()
 
     # ---------------------------------------------------------------- jobs
 

@@ -108,7 +108,7 @@ def make(
 
 TOLERANCE = {
     Format.FP16: 4e-3, Format.BF16: 3e-2, Format.INT8: 5e-2, Format.E4M3: 2.5e-1,
-    Format.E5M2: 5e-1,
+    Format.E5M2: 5e-1, Format.INT4: 1.0, Format.MXFP4: 1.0,
 }  # fmt: skip
 """Largest errors of normal variables: a few of the format's steps."""
 

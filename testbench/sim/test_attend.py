@@ -17,6 +17,8 @@ ERROR = {
     Format.E4M3: 0.1,
     Format.E5M2: 0.2,
     Format.INT8: 0.03,
+    Format.INT4: 0.6,
+    Format.MXFP4: 0.6,
 }
 """Largest error of normal variables: a few times the format's step."""
 

@@ -161,6 +161,7 @@ class Device {
     }
 
     uint64_t cycle() const { return cycle_; }
+    const uint64_t* beats() const { return beats_; }
     m890::PseudoChannel::Counters memory_counters() const {
         return hbm_ ? hbm_->counters() : m890::PseudoChannel::Counters();
     }
@@ -184,11 +185,13 @@ class Device {
         in.data_valid = core_->m_axi_wvalid;
         in.answer_ready = core_->m_axi_bready;
         in.read_ready = core_->m_axi_rready;
+        const bool read = response_.read_valid && in.read_ready;
+        const bool written = in.data_valid && response_.data_ready;
         const bool moved = (in.read.valid && response_.read_address_ready) ||
-                           (in.write.valid && response_.write_address_ready) ||
-                           (in.data_valid && response_.data_ready) ||
-                           (response_.read_valid && in.read_ready) ||
+                           (in.write.valid && response_.write_address_ready) || written || read ||
                            (response_.answer_valid && in.answer_ready);
+        beats_[0] += read;
+        beats_[1] += written;
         if (checked_) checker_->check(in, response_);
         if (fixed_) fixed_->clock(in, response_);  // known, so that the compiler can inline it
         else hbm_->clock(in, response_);
@@ -246,6 +249,7 @@ class Device {
     m890::AxiRequest request_ = {};
     m890::AxiResponse response_ = {};
     uint64_t cycle_ = 0;
+    uint64_t beats_[2] = {0, 0};  // of the memory port: read, written
     bool checked_;
 };
 
@@ -268,6 +272,9 @@ EXPORT int32_t m890_read(void* device, uint32_t address, uint32_t* value) {
     return static_cast<Device*>(device)->read(address, value);
 }
 EXPORT uint64_t m890_cycle(void* device) { return static_cast<Device*>(device)->cycle(); }
+EXPORT void m890_port_beats(void* device, uint64_t* beats) {
+    memcpy(beats, static_cast<Device*>(device)->beats(), 2 * sizeof *beats);
+}
 EXPORT void m890_memory_counters(void* device, m890::PseudoChannel::Counters* counters) {
     *counters = static_cast<Device*>(device)->memory_counters();
 }

@@ -7,32 +7,34 @@ from m890.hdl.config import preset
 from m890.hdl.kv.gearbox import Gearbox
 from m890.hdl.kv.items import tile_beat_layout
 from m890.hdl.numerics.formats import CODINGS, Format
+from m890.sim.golden.elements import ungroup
 from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
 from m890.testbench.cocotb.streams import Clocked
+from m890.testbench.hdl.kv.support import pick
 
 
 @cocotb.test()
 @cocotb.parametrize(stalls=[(0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.3)])
 async def elements_in_order(dut, stalls):
     c, rng = config(), np.random.default_rng(seed())
-    lanes = c.lanes
+    scale = int(rng.choice([1, 120, 127, 254]))  # of every group: it has no handshake of its own
     beats, expected = [], []
     for _ in range(150):
-        raw, format = rng.bytes(c.port_bytes), Format(int(rng.integers(len(Format))))
-        packed = CODINGS[format].packed
-        part = int(rng.integers(packed))
-        word = int.from_bytes(raw, "little")
+        format = Format(int(rng.integers(len(Format))))
+        part = int(rng.integers(CODINGS[format].packed))
+        word = int.from_bytes(rng.bytes(c.port_bytes), "little")
         beats.append({"data": word, "part": part, "format": int(format)})
-        bits = 16 // packed
-        expected.append(
-            [word >> (part * lanes + n) * bits & (1 << bits) - 1 for n in range(lanes)]
-        )
+        codes = np.array(pick(c, beats[-1]), np.uint16)
+        if CODINGS[format].grouped:
+            codes = ungroup(codes, np.array([scale]), format)
+        expected.append(codes.tolist())
     clocked = Clocked(dut)
     clocked.source("i", beats, layout=tile_beat_layout(c), stall=stalls[0], seed=seed())
     out = clocked.sink("o", stall=stalls[1], seed=seed())
+    dut.scales.value = scale
     await clocked.start()
     await clocked.until(lambda: out.count >= len(expected), 3000, after=5)
-    assert [[x >> 16 * n & 0xFFFF for n in range(lanes)] for x in out.taken] == expected
+    assert [[x >> 16 * n & 0xFFFF for n in range(c.lanes)] for x in out.taken] == expected
 
 
 @on_both_simulators

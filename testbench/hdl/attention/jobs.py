@@ -88,10 +88,13 @@ class Plane:
             at = start + layout.element(inside, feature, value=value)  # type: ignore[arg-type]
             for byte in range(coding.bits // 8):
                 self.memory.bytes[at + byte] = (code >> 8 * byte) & 0xFF
+            if coding.bits == 4:
+                self.memory.bytes[at[:, ::2]] = code[:, ::2] | code[:, 1::2] << 4
             if scale is not None:
                 at = start[:, 0] + layout.scale(inside[:, 0], value=value)  # type: ignore[arg-type]
-                for byte in range(2):
-                    self.memory.bytes[at + byte] = (scale >> 8 * byte) & 0xFF
+                for byte in range(layout.scale_bytes):
+                    part = scale[:, byte] if coding.grouped else scale >> 8 * byte
+                    self.memory.bytes[at + byte] = part & 0xFF
         (self.k, self.k_scale), (self.v, self.v_scale) = codes
 
 

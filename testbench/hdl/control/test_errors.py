@@ -4,6 +4,7 @@ import pytest
 
 from m890.hdl.commands import ATTEND, COMMANDS, PLANE, SEGMENT, Error, Opcode
 from m890.hdl.config import preset
+from m890.hdl.numerics.formats import Format
 from m890.testbench.hdl.control.machine import MEMORY, Machine
 from m890.testbench.hdl.control.reference import Reference
 from m890.testbench.hdl.control.test_control import (
@@ -28,7 +29,7 @@ HUGE = 1 << 40
 # opcode, changed field(s), error, field named
 BAD = [
     (Opcode.PLANE, {"plane": 16}, Error.BAD_PLANE, "plane"),
-    (Opcode.PLANE, {"format": 5}, Error.BAD_FORMAT, "format"),
+    (Opcode.PLANE, {"format": len(Format)}, Error.BAD_FORMAT, "format"),
     (Opcode.PLANE, {"head": 0}, Error.BAD_HEAD_SIZE, "head"),
     (Opcode.PLANE, {"head": 5}, Error.BAD_HEAD_SIZE, "head"),
     (Opcode.PLANE, {"base": 0x8008}, Error.BAD_ALIGNMENT, "base"),
@@ -282,7 +283,8 @@ def test_random_commands_end_as_the_reference_says(seed, name, lanes):
             number = n % 2 + 2 if n < 4 else rng.choice((2, 3))
             good = {
                 Opcode.PLANE: {
-                    "plane": number, "format": rng.randrange(5), "head": tiles, "base": 0x8000,
+                    "plane": number, "format": rng.choice(list(Format)), "head": tiles,
+                    "base": 0x8000,
                     "stride": port * (2 * tiles * lanes + 4), "tags": rng.randrange(2),
                 },
                 Opcode.SEQUENCE: {"sequence": number, "table": 0x2000, "capacity": 4 * lanes},

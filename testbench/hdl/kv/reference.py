@@ -9,6 +9,7 @@ from m890.hdl.config import CoreConfig
 from m890.hdl.kv.items import ItemKind
 from m890.hdl.layout import PageLayout, raw_stride
 from m890.hdl.numerics.formats import CODINGS, Format
+from m890.sim.golden.elements import ungroup
 from m890.testbench.hdl.kv.support import Image
 
 
@@ -156,8 +157,9 @@ def _chunk(
     start = job.base + page * job.stride
     token = inside + np.arange(config.lanes)[:, None]
     feature = np.arange(job.tiles * config.lanes)[None]
-    k = image.codes(start + layout.element(token, feature, value=False), coding.bytes)  # type: ignore
-    v = image.codes(start + layout.element(token, feature, value=True), coding.bytes)  # type: ignore
+    k, v = (
+        _codes(image, start, layout, token, feature, value=value) for value in (False, True)
+    )  # fmt: skip
     for tile in range(job.tiles):
         features = slice(tile * config.lanes, (tile + 1) * config.lanes)
         out.k_beat += k[:, features].tolist()
@@ -165,6 +167,22 @@ def _chunk(
     if coding.scaled:
         scales = [layout.scale(token[:, 0], value=value) for value in (False, True)]  # type: ignore
         out.scale.append(image.codes(start + np.concatenate(scales), 2).tolist())
+
+
+def _codes(
+    image: Image, start: int, layout: PageLayout, token: np.ndarray, feature: np.ndarray, *,
+    value: bool,
+) -> np.ndarray:  # fmt: skip
+    """What the array gets of K (or V): stored codes, or BF16 where groups have scales."""
+    at = start + layout.element(token, feature, value=value)  # type: ignore[arg-type]
+    codes = image.codes(np.asarray(at), max(1, layout.coding.bits // 8))
+    if not layout.coding.grouped:
+        return codes
+    scales = [
+        image.codes(start + layout.scale(token[:, 0], value=value, group=group), 1)  # type: ignore
+        for group in range(layout.scale_bytes)
+    ]
+    return ungroup(codes >> 4 * (feature % 2) & 15, np.stack(scales, -1), layout.format)
 
 
 def _raw(config: CoreConfig, image: Image, job: Job, s: Segment, out: Streams) -> None:

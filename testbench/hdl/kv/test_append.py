@@ -77,17 +77,23 @@ class Command:
         if self.rotate:
             rows = rotate_kv(rows, self.source_format, self.config.lanes)
         codes, scales, event = append(self.format, rows, self.source_format)
-        size = CODINGS[self.format].bytes
+        bits = CODINGS[self.format].bits
         for which in (0, 1):
             for n, row in enumerate(codes[which]):
                 page, token = divmod(self.start + n, self.config.page_tokens)
                 base = POOL + self.pages[page] * self.stride
                 for f, code in enumerate(row):
                     at = base + self.layout.element(token, f, value=bool(which))
-                    memory[at : at + size] = int(code).to_bytes(2, "little")[:size]
-                if scales is not None:
-                    at = base + self.layout.scale(token, value=bool(which))
-                    memory[at : at + 2] = int(scales[which, n]).to_bytes(2, "little")
+                    if bits == 4:
+                        shift = 4 * (f % 2)
+                        memory[at] = memory[at] & 0xF0 >> shift | int(code) << shift
+                    else:
+                        memory[at : at + bits // 8] = int(code).to_bytes(bits // 8, "little")
+                at = base + self.layout.scale(token, value=bool(which))
+                half = b"" if scales is None else scales[which, n].tobytes()
+                memory[at : at + self.layout.half_bytes] = half.ljust(
+                    self.layout.half_bytes, b"\0"
+                )
         return int(event.any()) << Status.QUANTISE
 
 
@@ -199,6 +205,20 @@ def test_wider_port(rng: np.random.Generator, seed: int) -> None:
         make(rng, config, format, tokens=5, ident=9) for format in (Format.BF16, Format.E4M3)
     ]
     done, pools, _ = play(command, seed, latency=10)
+    check(command, done, pools)
+
+
+@pytest.mark.parametrize("lanes", [16, 32, 64])
+def test_groups_with_scales(rng: np.random.Generator, seed: int, lanes: int) -> None:
+    """Groups that span tiles, are a tile, or half a tile; a last one that is not whole."""
+    config = TINY.with_(lanes=lanes, page_tokens=lanes, max_head=128, fifo_beats=2 * lanes, pages=8)
+    sizes = {16: (8, 5, 3, 1), 32: (4, 3), 64: (2, 1)}[lanes]
+    formats = [f for f in Format if CODINGS[f].grouped]
+    command = [
+        make(rng, config, formats[n % 2], tokens=3, start=lanes - 2, tiles=tiles)
+        for n, tiles in enumerate(sizes)
+    ]
+    done, pools, _ = play(command, seed)
     check(command, done, pools)
 
 

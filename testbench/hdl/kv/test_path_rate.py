@@ -10,6 +10,7 @@ from m890.hdl.commands import SegmentKind
 from m890.hdl.config import CoreConfig, preset
 from m890.hdl.kv.items import ItemKind, item_layout
 from m890.hdl.kv.path import KvPath
+from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format
 from m890.testbench.hdl.kv.bench import Bench, fields, make_job
 from m890.testbench.hdl.kv.support import Image, run, sink
@@ -109,12 +110,27 @@ def test_no_idle_cycle_with_8_bits(name, tiles, latency, seed):
     formats = [Format.E4M3, Format.INT8, Format.E5M2, Format.INT8][: 4 if name == "tiny" else 2]
     bench = make_bench(preset(name), seed, formats, tiles)
     bench.measure(latency=latency)
+    check_rate(bench, name, tiles, latency)
+
+
+@pytest.mark.parametrize(("name", "tiles"), [("tiny", 4), ("tiny", 3), ("tiny", 1), ("small", 4)])
+def test_no_idle_cycle_with_4_bits(name, tiles, seed):
+    """Groups of four, two and one tiles; scales of their own."""
+    formats = [Format.INT4, Format.MXFP4, Format.E4M3, Format.INT4][: 4 if name == "tiny" else 2]
+    bench = make_bench(preset(name), seed, formats, tiles)
+    bench.measure(latency=20)
+    check_rate(bench, name, tiles, 20)
+
+
+def check_rate(bench: ArrayBench, name: str, tiles: int, latency: int) -> None:
+    """No idle cycle after the first chunk; the first K beat comes as soon as its data allow."""
     filling = 2 * tiles * preset(name).lanes  # of the first chunk, after reset
     assert [at for at in bench.idle if at >= filling] == []
     assert len(bench.idle) <= latency
+    header = PageLayout(bench.config, bench.jobs[0].format, tiles).header_beats
     start, item, k = (bench.first[name] for name in ("job", "item", "k_beat"))
     assert item - start == KvPath.ITEM_CYCLES + latency
-    assert k - item == KvPath.K_CYCLES + latency
+    assert k - item == KvPath.K_CYCLES + latency + header - 2
 
 
 def test_16_bits_keep_the_port_busy(seed):

@@ -11,7 +11,7 @@ from m890.hdl.config import preset
 from m890.hdl.kv.items import tile_beat_layout
 from m890.hdl.kv.regroup import Regroup
 from m890.hdl.layout import PageLayout
-from m890.hdl.numerics.formats import Format
+from m890.hdl.numerics.formats import CODINGS, Format
 from m890.testbench.hdl.kv.bench import fields
 from m890.testbench.hdl.kv.support import pick, run, sink, source
 
@@ -29,16 +29,22 @@ def tile_rows(layout: PageLayout, chunk: np.ndarray) -> list[list[int]]:
 def test_chunks_in_order_of_the_array(name: str, write: float, read: float, seed: int) -> None:
     config, depth = preset(name), 4 * preset(name).lanes
     rng, chance = np.random.default_rng(seed), random.Random(seed)
-    chunks, beats, expected = [], [], []
+    chunks, beats, expected, looks = [], [], [], []
     for _ in range(12 if name == "tiny" else 4):
         layout = PageLayout(config, chance.choice(list(Format)), chance.randint(1, 7))
         chunk = rng.integers(0, 256, layout.chunk_bytes, np.uint8)
         region = chunk[layout.k_offset :][: layout.region_bytes]
         chunks.append({"format": int(layout.format), "tiles": layout.tiles})
+        looks += [
+            (token, tile, int(layout.format), (tile + 1, token + 1) == (layout.tiles, config.lanes))
+            for tile in range(layout.tiles)
+            for token in range(config.lanes)
+        ]
         beats += [int.from_bytes(beat, "little") for beat in region.reshape(-1, config.port_bytes)]  # type: ignore[arg-type]
         expected += tile_rows(layout, chunk)
     dut = Regroup(config, depth)
     got: list[list[int]] = []
+    looked: list[tuple] = []
     freed = 0
 
     async def fill(ctx: Any) -> None:
@@ -55,12 +61,26 @@ def test_chunks_in_order_of_the_array(name: str, write: float, read: float, seed
             held += (beat is not None) - gone
             freed += gone
 
+    async def scales(ctx: Any) -> None:
+        """Look-ups are those of the element beats; where scales are missing, there are none."""
+        look = dut.look
+        while True:
+            there = chance.random() >= read / 2
+            ctx.set(dut.there, there)
+            _, _, valid, *seen = await ctx.tick().sample(
+                look.valid, look.token, look.tile, look.format, look.last
+            )
+            if valid:
+                assert there or not CODINGS[Format(seen[2])].grouped
+                looked.append(tuple(seen))
+
     def taken(value: int) -> None:
         got.append(pick(config, fields(tile_beat_layout(config), value)))
 
     cycles = run(
         dut,
         fill,
+        scales,
         lambda ctx: source(ctx, dut.chunk, chunks),
         lambda ctx: sink(ctx, dut.o, taken, seed, read),
         until=lambda: len(got) == len(expected),
@@ -68,6 +88,7 @@ def test_chunks_in_order_of_the_array(name: str, write: float, read: float, seed
         after=10,
     )
     assert got == expected
+    assert looked == looks
     assert freed == len(beats)
     if not write and not read:
         assert cycles <= len(expected) + 4

@@ -40,6 +40,13 @@ def _magnitudes(rows: np.ndarray, source: Format) -> np.ndarray:
     return np.where(magnitude >= infinity, 0, magnitude).max(-1)
 
 
+def _bf16_scales(scales: np.ndarray | None, count: int) -> np.ndarray:
+    """Scales of rows of at most one group, as RowScale gives them."""
+    if scales is None:
+        return np.full(count, SCALE_ONE)
+    return scales[:, 0].astype(np.int64) << 7 if scales.ndim == 2 else scales
+
+
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("format", Format)
 def test_scale(rng: np.random.Generator, format: Format, source: Format) -> None:
@@ -55,8 +62,7 @@ def test_scale(rng: np.random.Generator, format: Format, source: Format) -> None
         ["scale"],
         dut.latency,
     )["scale"]
-    want = append(format, rows, source)[1]
-    assert got == ([SCALE_ONE] * len(rows) if want is None else [int(x) for x in want])
+    assert got == [int(x) for x in _bf16_scales(append(format, rows, source)[1], len(rows))]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -65,8 +71,7 @@ def test_codes(rng: np.random.Generator, format: Format, source: Format) -> None
     lanes = 8
     rows = _rows(rng, source, 400, lanes)
     codes, scales, events = append(format, rows, source)
-    if scales is None:
-        scales = np.full(len(rows), SCALE_ONE)
+    scales = _bf16_scales(scales, len(rows))
     dut = Quantise(lanes)
     got = run_pipeline(
         dut,
@@ -83,3 +88,30 @@ def test_codes(rng: np.random.Generator, format: Format, source: Format) -> None
         word = [got["codes"][n] >> 16 * i & 0xFFFF for i in range(lanes)]
         assert word == [int(x) for x in codes[n]], f"{row} scale {scales[n]:#x}"
         assert got["event"][n] == events[n], f"{row}"
+
+
+@pytest.mark.parametrize("format", Format)
+def test_groups_of_a_wide_beat(rng: np.random.Generator, format: Format) -> None:
+    """64 lanes: each half has its scale."""
+    lanes, source = 64, Format.FP16
+    rows = _rows(rng, source, 20, lanes)
+    codes, scales, _ = append(format, rows, source)
+    if CODINGS[format].grouped:
+        assert scales is not None
+        words = [int(low) << 7 | int(high) << 23 for low, high in scales]
+    else:
+        words = [int(x) * 0x10001 for x in _bf16_scales(scales, len(rows))]
+    dut = Quantise(lanes)
+    got = run_pipeline(
+        dut,
+        {
+            "raw": [sum(int(x) << 16 * n for n, x in enumerate(row)) for row in rows],
+            "is_fp16": [1] * len(rows),
+            "scale": words,
+            "format": [format] * len(rows),
+        },
+        ["codes"],
+        dut.latency,
+    )["codes"]
+    for n, row in enumerate(codes):
+        assert [got[n] >> 16 * i & 0xFFFF for i in range(lanes)] == row.tolist()

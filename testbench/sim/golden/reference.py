@@ -76,6 +76,25 @@ def decode(code: int, format: Format) -> Element:
     return Element(sign, (m | 1 << man_bits) << shift, e - bias, False)
 
 
+def ungroup(code: int, scale: int, format: Format) -> int:
+    """BF16 bits of a 4-bit code and its E8M0 scale."""
+    if scale == 255:
+        return 0x7FC0
+    if format is Format.INT4:
+        x = Fraction(code - 16 if code >= 8 else code)
+    else:
+        e, m = code >> 1 & 3, code & 1
+        x = (1 + Fraction(m, 2)) * power(e - 1) if e else Fraction(m, 2)
+        x = -x if code >= 8 else x
+    x *= power(scale - 127)
+    if abs(x) >= power(128):
+        return 0x7FC0
+    if abs(x) < power(-126):
+        return 0
+    exp = floor_log2(abs(x))
+    return (exp + 127) << 7 | int(abs(x) / power(exp - 7)) - 128 | (x < 0) << 15
+
+
 def decode_scale(code: int) -> Wide:
     """BF16: sign ignored, subnormal 0, Inf and NaN NaN."""
     e, m = code >> 7 & 0xFF, code & 0x7F
@@ -246,10 +265,19 @@ def raw(total: Wide, o: list[Wide]) -> tuple[int, int, list[int]]:
     return exp, fp32(total), [fp32(x) for x in o]
 
 
-def append(row: list[int], source: Format, format: Format) -> tuple[list[int], int | None, bool]:
-    """(codes, scale or None, QUANTISE)."""
+def append(
+    row: list[int], source: Format, format: Format
+) -> tuple[list[int], int | list[int] | None, bool]:
+    """(codes; scale, scales of the groups, or None; QUANTISE)."""
     finite = [decode(c, source) for c in row]
     special = any(e.nan for e in finite)
+    if CODINGS[format].grouped:
+        codes, scales = [], []
+        for at in range(0, len(row), 32):
+            some, scale = _append_group(row[at : at + 32], source, format)
+            codes += some
+            scales.append(scale)
+        return codes, scales, special
     if not CODINGS[format].scaled:
         out = [_append_plain(c, source, format) for c in row]
         return [c for c, _ in out], None, any(flag for _, flag in out)
@@ -282,6 +310,36 @@ def append(row: list[int], source: Format, format: Format) -> tuple[list[int], i
 
 
 ONE = Fraction(1)
+
+
+def _append_group(row: list[int], source: Format, format: Format) -> tuple[list[int], int]:
+    """Codes of up to 32 features and their E8M0 scale."""
+    elements = [decode(c, source) for c in row]
+    amax = max((e.sig * power(e.exp - 10) for e in elements if not e.nan), default=ZERO)
+    scale = 127
+    if amax:
+        top = floor_log2(amax)
+        scale = top - 2 + 127
+        if format is Format.MXFP4 and amax >= Fraction(7, 4) * power(top):
+            scale += 1
+        scale = min(max(scale, 2), 252)
+    qmax = 7 if format is Format.INT4 else 6
+    mantissa = (1 << {Format.FP16: 10, Format.BF16: 7}[source]) - 1
+    codes = []
+    for code, e in zip(row, elements, strict=True):
+        if e.nan and code & mantissa:
+            codes.append(0)
+            continue
+        q = qmax * ONE if e.nan else e.sig * power(e.exp - 10) / power(scale - 127)
+        if format is Format.INT4:
+            n = min(rne(q), qmax)
+            codes.append((-n if e.sign else n) & 15)
+        else:
+            grid = [ZERO, ONE / 2, ONE, ONE * 3 / 2, 2 * ONE, 3 * ONE, 4 * ONE, 6 * ONE]
+            # Ties go to the even code: its last mantissa bit is 0.
+            best = min(range(8), key=lambda n: (abs(grid[n] - q), n & 1))
+            codes.append(best | e.sign << 3)
+    return codes, scale
 
 
 def _quantise(q: Fraction, sign: int, format: Format, qmax: int) -> int:

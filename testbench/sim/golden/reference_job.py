@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from m890.hdl.commands import Status
-from m890.hdl.numerics.formats import CODINGS, OutputFormat
+from m890.hdl.numerics.formats import CODINGS, Format, OutputFormat
 from m890.sim.golden import Job, KvSegment, RawSegment
 from m890.testbench.sim.golden import reference as ref
 from m890.testbench.sim.golden import reference_rotate
@@ -80,7 +80,7 @@ def _stream(
         for lane in range(lanes):
             index = chunk * lanes + lane
             t = int(segment.base) + index
-            key = [ref.decode(int(c), job.format) for c in segment.k[index]]
+            key = _decode(job.format, segment.k[index], segment.k_scale, index)
             s: ref.Wide = None
             for at in range(0, head, lanes):
                 part = ref.dot(query[at : at + lanes], key[at : at + lanes])
@@ -110,11 +110,22 @@ def _stream(
                 p = ref.scale_p(p, int(segment.v_scale[index]))
             pv.append(p)
         values = [
-            [ref.decode(int(c), job.format) for c in row]
-            for row in segment.v[chunk * lanes : (chunk + 1) * lanes]
+            _decode(job.format, segment.v[index], segment.v_scale, index)
+            for index in range(chunk * lanes, (chunk + 1) * lanes)
         ]
         for f in range(head):
             o[f] = ref.add(o[f], ref.dot(pv, [row[f] for row in values]))
+
+
+def _decode(
+    format: Format, codes: np.ndarray, scales: np.ndarray | None, index: int
+) -> list[ref.Element]:
+    """Elements of a token's row."""
+    if not CODINGS[format].grouped:
+        return [ref.decode(int(c), format) for c in codes]
+    assert scales is not None
+    wide = [ref.ungroup(int(c), int(scales[index][f // 32]), format) for f, c in enumerate(codes)]
+    return [ref.decode(c, Format.BF16) for c in wide]
 
 
 def _add_raw(

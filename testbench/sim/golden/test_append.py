@@ -5,19 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m890.hdl.numerics.formats import CODINGS, Format
+from m890.hdl.numerics.formats import CODINGS, GROUP, Format
 from m890.sim.golden import append
-from m890.sim.golden.elements import decode, decode_float
+from m890.sim.golden.elements import decode, decode_float, ungroup
 from m890.testbench.sim.golden import reference as ref
 from m890.testbench.sim.golden.compare import codes
 
 SOURCES = [Format.BF16, Format.FP16]
+GROUPED = [f for f in Format if CODINGS[f].grouped]
 
 
 def check(format: Format, source: Format, row: list[int]) -> None:
     got, scale, flag = append(format, np.array(row, np.uint16), source)
     expected = ref.append(row, source, format)
-    assert (got.tolist(), None if scale is None else int(scale), bool(flag)) == expected
+    assert (got.tolist(), None if scale is None else scale.tolist(), bool(flag)) == expected
 
 
 @given(st.sampled_from(list(Format)), st.sampled_from(SOURCES), st.data())
@@ -30,6 +31,60 @@ def test_rows_of_like_values(format: Format, source: Format, exp: int, data: st.
     """Values that reach all quantisation steps, ties included."""
     steps = data.draw(st.lists(st.integers(-255, 255), min_size=2, max_size=8))
     check(format, source, _bits(np.ldexp(np.array(steps) / 128, exp), source))
+
+
+@given(st.sampled_from(GROUPED), st.sampled_from(SOURCES), st.integers(1, 70), st.data())
+def test_groups(format: Format, source: Format, width: int, data: st.DataObject) -> None:
+    """Heads that are no multiple of 32, groups of very different size, some of zeros."""
+    exps = data.draw(st.lists(st.integers(-20, 12), min_size=3, max_size=3))
+    steps = data.draw(st.lists(st.integers(-63, 63), min_size=width, max_size=width))
+    shift = np.repeat(exps, GROUP)[:width]
+    shape = np.where(shift < -15, 0, np.array(steps)) / 32
+    check(format, source, _bits(np.ldexp(shape, shift), source))
+
+
+@pytest.mark.parametrize("format", GROUPED)
+def test_group_error(format: Format, rng: np.random.Generator) -> None:
+    """What is stored comes back exactly as codes times scale, at most half a step away."""
+    rows = (rng.standard_normal((500, 96)) * np.exp2(rng.integers(-9, 9, (500, 1)))).astype(
+        np.float16
+    )
+    got, scale, flag = append(format, rows.view(np.uint16), Format.FP16)
+    assert scale is not None and scale.shape == (500, 3) and not flag.any()
+    stored = decode_float(ungroup(got, scale, format), Format.BF16)
+    unit = np.repeat(np.exp2(scale.astype(np.float64) - 127), GROUP, -1)
+    x, qmax = rows.astype(np.float64), CODINGS[format].qmax or 0
+    if format is Format.INT4:
+        step = unit
+    else:
+        step = unit * np.exp2(np.clip(np.floor(np.log2(np.maximum(np.abs(x) / unit, 1))), 0, 2)) / 2
+    clipped = np.abs(x) > qmax * unit
+    assert (np.abs(stored - x)[~clipped] <= step[~clipped] / 2).all()
+    assert (np.abs(stored)[clipped] == qmax * unit[clipped]).all()
+    # The largest of a group is in the top octave of the codes.
+    amax = np.abs(x).reshape(500, 3, GROUP).max(-1)
+    assert (amax / unit[:, ::GROUP] >= 3.5).all() and (amax / unit[:, ::GROUP] < 8).all()
+
+
+@pytest.mark.parametrize("format", GROUPED)
+def test_every_code_and_scale(format: Format) -> None:
+    code, scale = np.meshgrid(np.arange(16), np.arange(256))
+    got = ungroup(code[..., None].astype(np.uint16), scale[..., None].astype(np.uint8), format)
+    for c, s, bits in zip(code.flat, scale.flat, got.flat, strict=True):
+        assert int(bits) == ref.ungroup(int(c), int(s), format), (c, s)
+
+
+@pytest.mark.parametrize("format", GROUPED)
+@pytest.mark.parametrize("source", SOURCES)
+def test_append_writes_normal_numbers_only(format: Format, source: Format) -> None:
+    """Any row of one element, from the least subnormal to the largest, is stored as a BF16."""
+    every = np.arange(1 << 15, dtype=np.uint16)
+    codes, scale, _ = append(format, every[:, None], source)
+    bits = ungroup(codes, scale, format)[:, 0]  # type: ignore[arg-type]
+    value = decode_float(bits, Format.BF16)
+    assert np.isfinite(value).all()
+    field = bits >> 7 & 0xFF
+    assert ((field != 0) | (codes[:, 0] == 0)).all()
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -29,21 +30,22 @@ def kv(
     return KvSegment(k, v, end=tokens, k_scale=k_scale, v_scale=v_scale)
 
 
-def garble(rng: np.random.Generator, segment: KvSegment, share: float) -> KvSegment:
+def garble(
+    rng: np.random.Generator, segment: KvSegment, share: float, format: Format
+) -> KvSegment:
     """Random bits in a share of the elements: NaN, Inf, subnormals, extremes."""
 
-    def spoil(codes: np.ndarray | None) -> np.ndarray | None:
-        if codes is None:
-            return None
-        top = 256 if codes.max() < 256 and segment.k_scale is not None and codes.ndim > 1 else 65536
-        noise = rng.integers(0, top, codes.shape).astype(np.uint16)
+    def spoil(codes: np.ndarray, bits: int) -> np.ndarray:
+        noise = rng.integers(0, 1 << bits, codes.shape).astype(codes.dtype)
         return np.where(rng.random(codes.shape) < share, noise, codes)
 
-    k, v = spoil(segment.k), spoil(segment.v)
-    assert k is not None and v is not None
-    return replace(
-        segment, k=k, v=v, k_scale=spoil(segment.k_scale), v_scale=spoil(segment.v_scale)
-    )
+    bits = CODINGS[format].bits
+    k, v = spoil(segment.k, bits), spoil(segment.v, bits)
+    scales = (
+        None if scale is None else spoil(scale, 8 * scale.itemsize)
+        for scale in (segment.k_scale, segment.v_scale)
+    )  # fmt: skip
+    return replace(segment, k=k, v=v, k_scale=next(scales), v_scale=next(scales))
 
 
 def check(job: Job) -> Result:
@@ -64,7 +66,9 @@ def check(job: Job) -> Result:
 
 def random_job(rng: np.random.Generator, format: Format) -> Job:
     """A small job that uses any of the features."""
-    rows, head = int(rng.integers(1, 5)), int(rng.choice([8, 16]))
+    # Two groups where they have scales of their own, the last one not a whole one.
+    longer = 40 if CODINGS[format].grouped else 16
+    rows, head = int(rng.integers(1, 5)), int(rng.choice([8, longer]))
 
     def maybe(share: float = 0.5) -> bool:
         return bool(rng.random() < share)
@@ -86,7 +90,7 @@ def random_job(rng: np.random.Generator, format: Format) -> Job:
         base = LANES * int(rng.integers(0, 3))
         segment = kv(rng, format, tokens, head, size=float(rng.choice([1.0, 30.0])))
         if maybe(0.3):
-            segment = garble(rng, segment, float(rng.choice([0.01, 0.5])))
+            segment = garble(rng, segment, float(rng.choice([0.01, 0.5])), format)
         bias = None
         if maybe(0.3):
             bias = normal16(rng, rows, tokens)
@@ -180,7 +184,7 @@ def test_what_lies_in_masked_tokens_never_matters(rng: np.random.Generator) -> N
     segment = kv(rng, Format.FP16, 4 * LANES, 16)
     segment = replace(segment, start=5, end=2 * LANES + 3)
     hidden = (np.arange(4 * LANES) < 5) | (np.arange(4 * LANES) >= 2 * LANES + 3)
-    spoiled = garble(rng, segment, 1.0)
+    spoiled = garble(rng, segment, 1.0, Format.FP16)
     other = replace(
         segment,
         k=np.where(hidden[:, None], spoiled.k, segment.k),
@@ -265,8 +269,14 @@ def test_close_to_attention_in_float64(name: str, format: Format, rng: np.random
 
 def _dequantised(codes: np.ndarray, scale: np.ndarray | None, format: Format) -> np.ndarray:
     """Values by the types of ml_dtypes, times the scales."""
-    import ml_dtypes
-
+    if CODINGS[format].grouped:
+        assert scale is not None
+        unit = np.repeat(scale.view(ml_dtypes.float8_e8m0fnu).astype(np.float64), 32, -1)
+        if format is Format.INT4:
+            value = np.where(codes > 7, codes.astype(np.int64) - 16, codes).astype(np.float64)
+        else:
+            value = codes.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float64)
+        return value * unit[:, : codes.shape[-1]]
     kind = {
         Format.BF16: ml_dtypes.bfloat16,
         Format.FP16: np.float16,
