@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from m890.firmware.errors import MemoryFull, ScratchFull
 from m890.hdl.config import CoreConfig
 from m890.hdl.layout import PageLayout
-from m890.hdl.numerics.formats import Format
+from m890.hdl.numerics.formats import CODINGS, Format
 
 HELD = 1 << 62
 """Command number of a scratch buffer that nobody has released yet."""
@@ -25,8 +25,9 @@ class Region:
         return self.end - self.start
 
 
-ROTATED = frozenset({Format.INT8})
-"""Formats whose planes are rotated unless told otherwise: those that err less by it."""
+ROTATED = frozenset(c.format for c in CODINGS.values() if not c.exp_bits or c.bits == 4)
+"""Formats whose planes are rotated unless told otherwise, as they err less by it: integers, and
+whatever has four bits."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def command(
     demo: Annotated[bool, typer.Option("--demo", help="Random Q, K and V.")] = False,
     kv_format: Annotated[str, typer.Option("--format", help=f"KV format: {FORMATS}.")] = "fp16",
     rotate: Annotated[
-        bool | None, typer.Option(help="Rotate K and V (default: INT8 only).")
+        bool | None, typer.Option(help="Rotate K and V (default: integers, 4 bits).")
     ] = None,
     causal: Annotated[
         bool,

@@ -20,7 +20,7 @@ def command(
     preset: Annotated[str, typer.Option(help="The core: tiny, small, edge, m890.")] = "small",
     format: Annotated[str, typer.Option(help=f"KV format: {', '.join(FORMATS)}.")] = "fp16",
     rotate: Annotated[
-        bool | None, typer.Option(help="Rotate K and V (default: INT8 only).")
+        bool | None, typer.Option(help="Rotate K and V (default: integers, 4 bits).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the tasks and their prompt.", min=0)] = 1,
     chunk: Annotated[int, typer.Option(help="Prefill tokens per step and agent.", min=1)] = 64,
