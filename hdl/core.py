@@ -37,10 +37,13 @@ class Core(wiring.Component):
     csr: Any
     irq: Signal
 
-    READERS = ("ring", "loader", "table", "append_table", "append", "k", "v", "bias", "raw")
-    """AXI read ids; the first five wait for each other's data in short bursts and go first."""
-    WRITERS = ("completion", "append", "output")
-    """AXI write ids."""
+    READERS = (
+        "ring", "loader", "table", "append_table", "append", "page_list", "k", "v", "bias", "raw",
+        "page",
+    )  # fmt: skip
+    """AXI read ids; the first six wait for each other's data in short bursts and go first."""
+    WRITERS = ("completion", "page_entry", "append", "output", "page")
+    """AXI write ids; the first two go first."""
 
     def __init__(self, config: CoreConfig, *, external_rows: bool = True) -> None:
         self.config = config
@@ -61,15 +64,17 @@ class Core(wiring.Component):
         m.submodules.attention = engine = self._engine
         m.submodules.append = append = Append(c)
         kv = {self.READERS.index(name) for name in ("k", "v")}
-        m.submodules.reads = reads = ReadArbiter(c, len(self.READERS), control=range(5), kv=kv)
-        m.submodules.writes = writes = WriteArbiter(c, len(self.WRITERS), control=(0,))
+        m.submodules.reads = reads = ReadArbiter(c, len(self.READERS), control=range(6), kv=kv)
+        m.submodules.writes = writes = WriteArbiter(c, len(self.WRITERS), control=(0, 1))
         read_ports = (
             control.ring, control.loader, engine.table, append.table, append.read,
-            engine.k, engine.v, engine.bias, engine.raw,
+            control.page_list, engine.k, engine.v, engine.bias, engine.raw, control.page_read,
         )  # fmt: skip
         for inner, outer in zip(read_ports, reads.port, strict=True):
             wiring.connect(m, inner, outer)
-        write_ports = (control.completion, append.write, engine.write)
+        write_ports = (
+            control.completion, control.page_entry, append.write, engine.write, control.page_write
+        )  # fmt: skip
         for inner, outer in zip(write_ports, writes.port, strict=True):
             wiring.connect(m, inner, outer)
         for half in (reads.axi, writes.axi):

@@ -59,6 +59,13 @@ def _table() -> tuple[Register, ...]:
         ("COMPLETION_SIZE", "rw", "entries of the completion ring, a power of two up to 32768"),
         ("COMPLETION_TAIL", "ro", "completions written so far, modulo 65536"),
         ("COMPLETION_HEAD", "rw", "completions that firmware has read, modulo 65536"),
+        ("TENANTS", "ro", "tenants - 1"),
+        (
+            "PAGE_ERRORS",
+            "ro",
+            "words of the page manager read with one wrong bit [15:0], more [31:16]",
+        ),
+        ("PAGE_INJECT", "rw", "bits [1:0] are turned over in every word that it writes, for tests"),
     ]
     counters = [
         ("CYCLES", "cycles since reset or clear"),

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth.hdl import Const, Mux, Value
+from amaranth.hdl import Cat, Const, Mux, Value
 
 from m890.hdl.commands import ROW_BYTES, SEGMENT_BYTES, Error, Opcode, Record
-from m890.hdl.config import TOKEN_BITS, CoreConfig
+from m890.hdl.config import CoreConfig
 from m890.hdl.control.layouts import bits
 from m890.hdl.kv.items import header_beats, packing
 from m890.hdl.memory.burst import beat_bits
@@ -53,15 +53,18 @@ class Rules:
     it holds does not depend on what runs. Entries of a command that needs none are ignored.
     """
 
-    def __init__(self, config: CoreConfig, commands: dict[Opcode, Any], plane: Any, sequence: Any):
+    def __init__(
+        self, config: CoreConfig, commands: dict[Opcode, Any], plane: Any, sequence: Any,
+        length: Value, damaged: Value,
+    ) -> None:  # fmt: skip
         self._config, self._low = config, beat_bits(config)
         self._commands, self._plane, self._sequence = commands, plane, sequence
+        self._length, self._damaged = length, damaged
 
     def checks(self) -> dict[Opcode, list[Check]]:
         """Per opcode, first failure wins."""
         return {
             Opcode.PLANE: self._plane_checks(),
-            Opcode.SEQUENCE: self._sequence_checks(),
             Opcode.APPEND: self._append_checks(),
             Opcode.ATTEND: self._attend_checks(),
         }
@@ -69,16 +72,13 @@ class Rules:
     def ranges(self) -> dict[Opcode, list[Range]]:
         """Per opcode, tried in order after all checks."""
         config, low = self._config, self._low
-        plane, sequence = self._commands[Opcode.PLANE], self._commands[Opcode.SEQUENCE]
+        plane = self._commands[Opcode.PLANE]
         append, attend = self._commands[Opcode.APPEND], self._commands[Opcode.ATTEND]
         none, tiles = Const(0, 1), self._plane.tiles
         rows = attend.rows - 1
         return {
             Opcode.PLANE: [
                 Range("base", plane.base, Const(config.pages), plane.stride[low:], none)
-            ],
-            Opcode.SEQUENCE: [
-                Range("table", sequence.table, none, none, table_beats(config, sequence.capacity))
             ],
             Opcode.APPEND: [
                 Range(name, append[name], append.tokens - 1, append.source_stride[low:], tiles)
@@ -118,25 +118,20 @@ class Rules:
             ),
         ]
 
-    def _sequence_checks(self) -> list[Check]:
-        sequence = self._commands[Opcode.SEQUENCE]
-        return [
-            Check("sequence", Error.BAD_SEQUENCE, sequence.sequence >= self._config.sequences),
-            Check("capacity", Error.BAD_RANGE, sequence.capacity[TOKEN_BITS:].any()),
-            *self._aligned(sequence, "table"),
-        ]
-
     def _append_checks(self) -> list[Check]:
-        append, capacity = self._commands[Opcode.APPEND], self._sequence.capacity
+        append, one = self._commands[Opcode.APPEND], self._sequence
+        known = append.sequence < self._config.sequences
+        page = self._config.page_tokens.bit_length() - 1
+        end = append.start + append.tokens
+        # A repair rewrites what is committed; else no page may be left out.
+        out = Mux(append.repair, end > self._length, append.start > Cat(Const(0, page), one.pages))
         return [
             self._plane_known(append),
-            Check(
-                "sequence",
-                Error.BAD_SEQUENCE,
-                (append.sequence >= self._config.sequences) | (capacity == 0),
-            ),
+            Check("sequence", Error.TABLE_ERROR, known & self._damaged),
+            Check("sequence", Error.BAD_SEQUENCE, ~known | ~one.open),
+            Check("tenant", Error.BAD_TENANT, append.tenant != one.tenant),
             Check("tokens", Error.BAD_RANGE, append.tokens == 0),
-            Check("start", Error.BAD_RANGE, append.start + append.tokens > capacity),
+            Check("start", Error.BAD_RANGE, (end > one.limit) | out),
             Check(
                 "source_format",
                 Error.BAD_FORMAT,

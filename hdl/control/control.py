@@ -3,11 +3,11 @@
 from typing import Any
 
 from amaranth.hdl import Cat, Module, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.commands import APPEND, Error
-from m890.hdl.config import CoreConfig
+from m890.hdl.config import TOKEN_BITS, CoreConfig
 from m890.hdl.control.checks import field_index
 from m890.hdl.control.completion import Completion
 from m890.hdl.control.counters import Counters
@@ -17,16 +17,24 @@ from m890.hdl.control.inflight import InFlight
 from m890.hdl.control.job_loader import JobLoader
 from m890.hdl.control.layouts import (
     APPEND_DONE,
+    ENTRIES,
     EVENT,
     append_layout,
+    bits,
     job_layout,
     query_layout,
+    record_layout,
     row_layout,
     segment_layout,
 )
 from m890.hdl.control.ring import RingFetch
 from m890.hdl.memory.ports import AxiLite, ReadPort, WritePort
+from m890.hdl.memory.queue import Queue
+from m890.hdl.pages.manager import PageManager, managed_layout
 from m890.hdl.registers import Stall
+
+QUEUED = 4
+"""Commands that wait for the page manager."""
 
 
 class Control(wiring.Component):
@@ -37,7 +45,8 @@ class Control(wiring.Component):
         completions.
     Members
         csr : AXI4-Lite. irq : level.
-        ring, loader : ReadPorts. completion : WritePort.
+        ring, loader, page_list, page_read : ReadPorts. completion, page_entry, page_write :
+        WritePorts.
         append : stream of append_layout. append_done : stream of APPEND_DONE.
         job, segment : streams of job_layout and segment_layout: a job, then its segments.
         row, query : write strobes (row_layout, query_layout).
@@ -53,7 +62,11 @@ class Control(wiring.Component):
     csr: Any
     ring: Any
     loader: Any
+    page_list: Any
+    page_read: Any
     completion: Any
+    page_entry: Any
+    page_write: Any
     append: stream.Interface
     append_done: stream.Interface
     job: stream.Interface
@@ -80,7 +93,11 @@ class Control(wiring.Component):
                 "irq": Out(1),
                 "ring": Out(ReadPort(config)),
                 "loader": Out(ReadPort(config)),
+                "page_list": Out(ReadPort(config)),
+                "page_read": Out(ReadPort(config)),
                 "completion": Out(WritePort(config)),
+                "page_entry": Out(WritePort(config)),
+                "page_write": Out(WritePort(config)),
                 "append": Out(stream.Signature(append_layout(config))),
                 "append_done": In(stream.Signature(APPEND_DONE)),
                 "job": Out(stream.Signature(job_layout(config))),
@@ -109,7 +126,9 @@ class Control(wiring.Component):
         m.submodules.dispatch = dispatch = Dispatch(config)
         m.submodules.inflight = inflight = InFlight()
         m.submodules.jobs = jobs = JobLoader(config)
-        m.submodules.completions = completions = Completion(config, sources=5)
+        m.submodules.completions = completions = Completion(config, sources=6)
+        m.submodules.pages = pages = PageManager(config)
+        m.submodules.queue = queue = Queue(managed_layout(), QUEUED, sram=True)
 
         def join(*ends: Any) -> None:
             wiring.connect(m, *ends)
@@ -122,6 +141,11 @@ class Control(wiring.Component):
         pass_on(jobs.read, self.loader)
         pass_on(completions.write, self.completion)
         pass_on(dispatch.append, self.append)
+        for inner, outer in (
+            (pages.list, self.page_list), (pages.copy, self.page_read),
+            (pages.entry, self.page_entry), (pages.page, self.page_write),
+        ):  # fmt: skip
+            pass_on(inner, outer)
         pass_on(jobs.job, self.job)
         pass_on(jobs.segment, self.segment)
         join(fetch.o, dispatch.i)
@@ -130,7 +154,11 @@ class Control(wiring.Component):
         join(jobs.event[0], completions.event[1])
         join(jobs.event[1], completions.event[2])
         pass_on(completions.event[4], self.attend_done)
-        self._append_done(m, completions.event[3])
+        join(dispatch.manage, queue.i)
+        join(queue.o, pages.i)
+        join(pages.event, completions.event[5])
+        self._append_done(m, completions.event[3], dispatch, pages)
+        self._pages(m, dispatch, jobs, pages, queue, csr)
 
         m.d.comb += [
             self.irq.eq(csr.irq),
@@ -153,8 +181,6 @@ class Control(wiring.Component):
             dispatch.drop.eq(csr.reset),
             dispatch.limit.eq(csr.limit),
             dispatch.cycles.eq(counters.cycles),
-            jobs.sequence_entry.eq(dispatch.sequence_entry),
-            dispatch.sequence_address.eq(jobs.sequence_address),
             completions.begin.eq(dispatch.take),
             completions.begin_ident.eq(inflight.free_ident),
             completions.entry.eq(dispatch.entry),
@@ -173,17 +199,67 @@ class Control(wiring.Component):
         for name in ("beat", "useful", "stall", "read_beat", "kv_beat", "write_bytes"):
             m.d.comb += getattr(counters, name).eq(getattr(self, name))
         self._interlock(m, inflight, dispatch, jobs, completions)
-        idle = Cat(fetch.idle, dispatch.idle, inflight.idle, completions.idle)
+        idle = Cat(fetch.idle, dispatch.idle, inflight.idle, completions.idle, pages.ready)
         m.d.sync += self.busy.eq(~idle.all())
         m.d.comb += csr.busy.eq(self.busy)
         return m
 
-    def _append_done(self, m: Module, event: Any) -> None:
+    def _pages(
+        self, m: Module, dispatch: Dispatch, jobs: JobLoader, pages: PageManager, queue: Queue,
+        csr: Csr,
+    ) -> None:  # fmt: skip
+        """The page manager between dispatch, which prepares APPENDs, and the loader."""
+        m.d.comb += [
+            pages.limit.eq(csr.limit),
+            pages.copied.eq(dispatch.copied),
+            pages.inject.eq(csr.page_inject),
+            pages.forget.eq(csr.page_reset),
+            csr.page_corrected.eq(pages.corrected),
+            csr.page_fatal.eq(pages.fatal),
+            dispatch.ready.eq(pages.ready),
+            dispatch.plane_address.eq(pages.plane_address),
+            pages.plane_entry.eq(dispatch.plane_entry),
+            pages.prepare.payload.eq(dispatch.prepare.payload),
+            # After every earlier command of the page manager, so that its outcome is always one.
+            pages.prepare.valid.eq(dispatch.prepare.valid & (queue.level == 0)),
+            dispatch.prepare.ready.eq(pages.prepared),
+            dispatch.prepared.eq(pages.prepared_outcome),
+            pages.sequence_address[0].eq(dispatch.sequence_address),
+            dispatch.one.eq(pages.sequence_entry[0]),
+            dispatch.length.eq(pages.length[0]),
+            dispatch.damaged.eq(pages.damaged[0]),
+            pages.sequence_address[1].eq(jobs.sequence_address),
+            jobs.sequence_entry.eq(pages.sequence_entry[1]),
+            jobs.sequence_damaged.eq(pages.damaged[1]),
+        ]
+
+    def _append_done(self, m: Module, event: Any, dispatch: Dispatch, pages: PageManager) -> None:
         """The append unit does not know fields: a bad page lies with the sequence, the rest with
-        K."""
+        K. Nor does it know lengths: those of a commit wait here."""
         source = self.append_done
         names = [field_index(APPEND, n) for n in ("sequence", "k")]
+        append = data.View(record_layout(APPEND), dispatch.manage.payload.data)
+        shape = data.StructLayout(
+            {"commit": 1, "sequence": bits(self._config.sequences), "length": TOKEN_BITS}
+        )
+        commits = [Signal(shape, name=f"commit{n}") for n in range(ENTRIES)]
+        for n, kept in enumerate(commits):
+            with m.If(dispatch.mark_append & (dispatch.ident == n)):
+                m.d.sync += [
+                    kept.commit.eq(append.commit & ~append.repair),
+                    kept.sequence.eq(append.sequence),
+                    kept.length.eq(append.start + append.tokens),
+                ]
+        commit: Any = Signal(shape)
+        with m.Switch(source.payload.ident):
+            for n, kept in enumerate(commits):
+                with m.Case(n):
+                    m.d.comb += commit.eq(kept)
+        good = source.payload.error == Error.OK
         m.d.comb += [
+            pages.commit.eq(source.valid & source.ready & good & commit.commit),
+            pages.commit_sequence.eq(commit.sequence),
+            pages.commit_length.eq(commit.length),
             event.valid.eq(source.valid),
             source.ready.eq(event.ready),
             *(
@@ -208,9 +284,17 @@ class Control(wiring.Component):
             inflight.take.eq(dispatch.take),
             inflight.mark_append.eq(dispatch.mark_append),
             inflight.mark_attend.eq(dispatch.mark_attend),
+            inflight.mark_manage.eq(dispatch.mark_manage),
             inflight.mark_ident.eq(dispatch.ident),
             inflight.plane.eq(dispatch.plane),
             inflight.hash.eq(dispatch.hash),
+            inflight.second.eq(dispatch.second),
+            inflight.repair.eq(
+                data.View(record_layout(APPEND), dispatch.manage.payload.data).repair
+            ),
+            inflight.segment_hash.eq(jobs.segment_hash),
+            jobs.segment_meets.eq(inflight.segment_meets),
+            jobs.managing.eq(inflight.managing),
             inflight.ident.eq(dispatch.ident),
             inflight.mask_valid.eq(jobs.mask_valid),
             inflight.mask_ident.eq(jobs.mask_ident),
@@ -224,7 +308,10 @@ class Control(wiring.Component):
                 getattr(dispatch, n).eq(getattr(inflight, n))
                 for n in (
                     "free", "free_ident", "others", "append_room", "attend_room", "meets_attend",
-                    "sequence_used", "plane_used",
+                    "attended", "appended", "second_used", "meets_manage", "managing", "appending",
+                    "repairing",
+                    "repairing",
+                    "plane_used",
                 )
             ),
         ]  # fmt: skip

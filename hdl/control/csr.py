@@ -19,10 +19,10 @@ OKAY, SLVERR = 0, 2
 _STORED = {
     "IRQ_ENABLE": 2, "MEMORY_LIMIT_LO": 32, "MEMORY_LIMIT_HI": 32, "RING_BASE_LO": 32,
     "RING_BASE_HI": 32, "RING_SIZE": 32, "COMPLETION_BASE_LO": 32, "COMPLETION_BASE_HI": 32,
-    "COMPLETION_SIZE": 32, "COMPLETION_HEAD": 16,
+    "COMPLETION_SIZE": 32, "COMPLETION_HEAD": 16, "PAGE_INJECT": 2,
 }  # fmt: skip
 """Registers that simply hold what was written, and their width."""
-_SETUP = {n for n in _STORED if n not in ("IRQ_ENABLE", "COMPLETION_HEAD")}
+_SETUP = {n for n in _STORED if n not in ("IRQ_ENABLE", "COMPLETION_HEAD", "PAGE_INJECT")}
 """Of these, the ones that cannot change while the ring is enabled."""
 
 
@@ -45,10 +45,13 @@ class Csr(wiring.Component):
         completion_size, completion_head : as the registers.
         busy, ring_head, completion_tail, completed (pulse), failed (pulse: a completion could not
         be written) : from the core.
+        page_reset : pulse, the page manager is to forget everything. page_inject : as the register.
+        page_corrected, page_fatal : pulses that PAGE_ERRORS counts.
         counter : number of the counter that is read; counter_low is its lower word, and
         counter_high its upper word one cycle later.
     Latency
-        Read 5 cycles; write 5 cycles, RING_TAIL and enabling 3 more, reset until the core is idle.
+        Read 5 cycles; write 5 cycles, RING_TAIL and enabling 3 more, reset 8 more, until the
+        core is idle, and with bit 2 until the page manager has cleared its tables.
     Errors
         SLVERR for addresses without a register and for writes with some of the four strobes only.
     """
@@ -70,6 +73,10 @@ class Csr(wiring.Component):
     completion_tail: Signal
     completed: Signal
     failed: Signal
+    page_reset: Signal
+    page_inject: Signal
+    page_corrected: Signal
+    page_fatal: Signal
     counter: Signal
     counter_low: Signal
     counter_high: Signal
@@ -96,6 +103,10 @@ class Csr(wiring.Component):
                 "completion_tail": In(16),
                 "completed": In(1),
                 "failed": In(1),
+                "page_reset": Out(1),
+                "page_inject": Out(2),
+                "page_corrected": In(1),
+                "page_fatal": In(1),
                 "counter": Out(range(len(COUNTERS))),
                 "counter_low": In(32),
                 "counter_high": In(32),
@@ -125,7 +136,14 @@ class Csr(wiring.Component):
             self.ring_size.eq(stored["RING_SIZE"]),
             self.completion_size.eq(stored["COMPLETION_SIZE"]),
             self.completion_head.eq(stored["COMPLETION_HEAD"]),
+            self.page_inject.eq(stored["PAGE_INJECT"]),
         ]
+        self._page_errors = [Signal(16, name=f"page_{n}") for n in ("corrected", "fatal")]
+        for total, event in zip(
+            self._page_errors, (self.page_corrected, self.page_fatal), strict=True
+        ):
+            with m.If(event & ~total.all()):
+                m.d.sync += total.eq(total + 1)
         refuse = Signal(8)  # Error to raise in this cycle
         acknowledge = Signal(2)  # interrupts cleared in this cycle
         forget = Signal()  # the ring error is cleared
@@ -233,13 +251,21 @@ class Csr(wiring.Component):
                     m.next = "RESPOND"
             with m.State("RESET"):
                 with m.If(~self.busy):
-                    m.d.comb += [acknowledge.eq(0b10), forget.eq(1)]
+                    m.d.comb += [
+                        acknowledge.eq(0b10), forget.eq(1), self.page_reset.eq(word[2])
+                    ]  # fmt: skip
                     m.d.sync += [
                         self.clear.eq(1),
                         self.reset.eq(0),
                         self.ring_tail.eq(0),
                         stored["COMPLETION_HEAD"].eq(0),
                     ]
+                    m.next = "SWEEP"
+            with m.State("SWEEP"):  # the page manager is busy while it clears its tables
+                with m.If(wait != 0):
+                    m.d.sync += wait.eq(wait - 1)
+                with m.Elif(~self.busy):
+                    m.d.sync += wait.eq(3)
                     m.next = "CONTROL"
             with m.State("CONTROL"):
                 m.d.sync += wait.eq(wait - 1)
@@ -276,6 +302,8 @@ class Csr(wiring.Component):
             "RING_TAIL": self.ring_tail,
             "RING_HEAD": self.ring_head,
             "COMPLETION_TAIL": self.completion_tail,
+            "TENANTS": Const(config.tenants - 1, 32),
+            "PAGE_ERRORS": Cat(*self._page_errors),
         }
         first = ADDRESS[f"{COUNTERS[0]}_LO"] // 4
         offset = address - first

@@ -18,7 +18,6 @@ from m890.hdl.control.layouts import (
     query_layout,
     row_layout,
     segment_layout,
-    sequence_layout,
 )
 from m890.hdl.control.query_loader import QueryLoader
 from m890.hdl.control.table_reader import BANK_BITS, ROW_ENTRY, TableReader
@@ -26,6 +25,7 @@ from m890.hdl.memory.burst import beat_bits
 from m890.hdl.memory.ports import ReadPort, request_layout
 from m890.hdl.memory.queue import Queue
 from m890.hdl.memory.sram import Sram
+from m890.hdl.pages.layouts import sequence_layout
 
 OUTSTANDING = 8
 """Reads on their way."""
@@ -57,6 +57,10 @@ class JobLoader(wiring.Component):
     read: Any
     row: Any
     query: Any
+    sequence_damaged: Signal
+    managing: Signal
+    segment_hash: Signal
+    segment_meets: Signal
     sequence_entry: Any
     limit: Signal
     sequence_address: Signal
@@ -77,6 +81,10 @@ class JobLoader(wiring.Component):
                 "read": Out(ReadPort(config)),
                 "sequence_address": Out(bits(config.sequences)),
                 "sequence_entry": In(sequence_layout(config)),
+                "sequence_damaged": In(1),
+                "managing": In(1),
+                "segment_hash": Out(HASH_BITS),
+                "segment_meets": In(1),
                 "mask_valid": Out(1),
                 "mask": Out(1 << HASH_BITS),
                 "mask_ident": Out(16),
@@ -110,6 +118,10 @@ class JobLoader(wiring.Component):
             tables.limit.eq(self.limit),
             self.sequence_address.eq(tables.sequence_address),
             tables.sequence_entry.eq(self.sequence_entry),
+            tables.sequence_damaged.eq(self.sequence_damaged),
+            tables.managing.eq(self.managing),
+            self.segment_hash.eq(tables.segment_hash),
+            tables.segment_meets.eq(self.segment_meets),
             self.mask_valid.eq(tables.mask_valid),
             self.mask.eq(tables.mask),
             self.mask_ident.eq(tables.mask_ident),

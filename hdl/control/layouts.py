@@ -15,8 +15,6 @@ IDENT_BITS = 16
 """Width of the number by which engines name a command (its entry, below ENTRIES)."""
 HASH_BITS = 6
 """Sequences are told apart by their low bits in the interlock."""
-CAPACITY_BITS = TOKEN_BITS
-"""Width of a sequence's capacity in tokens."""
 
 
 def bits(values: int) -> int:
@@ -55,10 +53,6 @@ def plane_layout(config: CoreConfig) -> data.StructLayout:
     )
 
 
-def sequence_layout(config: CoreConfig) -> data.StructLayout:
-    """Entry of the sequence table; capacity 0: closed."""
-    return data.StructLayout({"table": config.address_bits, "capacity": CAPACITY_BITS})
-
 
 def append_layout(config: CoreConfig) -> data.StructLayout:
     """A checked APPEND for the append unit."""
@@ -81,7 +75,7 @@ def attend_layout(config: CoreConfig) -> data.StructLayout:
             "plane": 16, "causal": 1, "sink": 1, "bias": 1, "query_format": 1, "output_format": 2,
             "rows": 8, "segments": 8, "tables": address, "query": address, "query_stride": 32,
             "output": address, "output_stride": 32, "window": TOKEN_BITS, "sinks": TOKEN_BITS,
-            "softcap": 32, "softcap_inverse": 32, "ident": IDENT_BITS,
+            "softcap": 32, "softcap_inverse": 32, "tenant": 16, "ident": IDENT_BITS,
         }
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -19,12 +19,12 @@ from m890.hdl.control.layouts import (
     bits,
     record_layout,
     segment_layout,
-    sequence_layout,
 )
 from m890.hdl.memory.burst import beat_bits
 from m890.hdl.memory.ports import request_layout
 from m890.hdl.memory.queue import Queue
 from m890.hdl.memory.sram import Sram
+from m890.hdl.pages.layouts import sequence_layout
 
 FETCHED = 2
 """Jobs whose tables are being read or checked."""
@@ -65,14 +65,18 @@ class TableReader(wiring.Component):
     Members
         i : stream of attend_layout. limit : memory in port beats.
         request : stream of request_layout. data_valid, data, last, error : what came back for it.
-        sequence_address, sequence_entry : sequence table; the entry one cycle after the address.
+        sequence_address, sequence_entry, sequence_damaged : sequence table; the entry one cycle
+        after the address.
+        managing, segment_hash, segment_meets : InFlight: a command of the page manager is under
+        way, on this sequence.
         mask_valid, mask, mask_ident, plane : for InFlight, with its answer meets_append.
         bank, bank_busy : where the job goes, and whether that bank is in use.
         row_write, row_index, row; segment_write, segment_index, segment : entries of the bank.
         job : stream, a job (attend_layout) whose tables are complete in `bank`.
         event : stream of EVENT, for jobs with an error.
     Latency
-        Memory's + rows + 6 cycles per segment (more with RAW or bias) + 6.
+        Memory's + rows + 6 cycles per segment (more with RAW or bias, or while the page manager is
+        at work) + 6.
     Storage
         Two raw tables, two jobs.
     """
@@ -90,11 +94,15 @@ class TableReader(wiring.Component):
     last: Signal
     error: Signal
     sequence_address: Signal
+    sequence_damaged: Signal
     mask_valid: Signal
     mask: Signal
     mask_ident: Signal
     plane: Signal
     meets_append: Signal
+    managing: Signal
+    segment_hash: Signal
+    segment_meets: Signal
     bank: Signal
     bank_busy: Signal
     row_write: Signal
@@ -108,10 +116,12 @@ class TableReader(wiring.Component):
             "limit": config.address_bits - beat_bits(config) + 1, "data_valid": 1,
             "data": config.port_bits, "last": 1, "error": 1,
             "sequence_entry": sequence_layout(config), "meets_append": 1, "bank_busy": 1,
+            "managing": 1, "segment_meets": 1, "sequence_damaged": 1,
         }  # fmt: skip
         outputs = {
             "sequence_address": bits(config.sequences), "mask_valid": 1, "mask": 1 << HASH_BITS,
-            "mask_ident": 16, "plane": PLANE_BITS, "bank": BANK_BITS, "row_write": 1,
+            "mask_ident": 16, "segment_hash": HASH_BITS, "plane": PLANE_BITS, "bank": BANK_BITS,
+            "row_write": 1,
             "row_index": bits(config.rows), "row": ROW_ENTRY, "segment_write": 1,
             "segment_index": bits(config.max_segments), "segment": segment_layout(config),
         }  # fmt: skip
@@ -158,7 +168,7 @@ class TableReader(wiring.Component):
         word = Signal(record_layout(SEGMENT))
         beat = Signal(bits(depth))  # next beat of the segment table
         part = Signal()  # a segment can be two beats
-        bad, result = Signal(5), self.event.payload
+        bad, result = Signal(7), self.event.payload
         port, raw = config.port_bytes, tables.read_data[0]
         rows_per_beat = port // ROW_BYTES
         entry_row = data.View(
@@ -224,6 +234,11 @@ class TableReader(wiring.Component):
             with m.State("LOOK_UP"):
                 m.d.sync += part.eq(0)
                 m.next = "CHECK"
+                with m.If(self.managing & ~is_raw):
+                    m.next = "WAIT"
+            with m.State("WAIT"):  # until the sequence is as the commands before this one leave it
+                with m.If(~self.segment_meets):
+                    m.next = "CHECK"
             with m.State("CHECK"):
                 m.d.sync += bad.eq(Cat(*(c for _, _, c in checks)))
                 m.next = "JUDGE"
@@ -311,13 +326,18 @@ class TableReader(wiring.Component):
         entry = self.sequence_entry
         is_raw = word.kind == SegmentKind.RAW
         bias = ~is_raw & job.bias
-        closed = (word.sequence >= self._config.sequences) | (entry.capacity == 0)
+        config = self._config
+        closed = (word.sequence >= config.sequences) | ~entry.open
+        page = config.page_tokens.bit_length() - 1
+        held = Cat(Const(0, page), entry.pages)  # tokens that the sequence's pages hold
         crooked = word.address[: beat_bits(self._config)].any()
         return [
             ("kind", Error.BAD_SEGMENT_KIND, word.kind > max(SegmentKind)),
+            ("sequence", Error.TABLE_ERROR, ~is_raw & self.sequence_damaged),
             ("sequence", Error.BAD_SEQUENCE, ~is_raw & closed),
+            ("sequence", Error.BAD_TENANT, ~is_raw & (entry.tenant != job.tenant)),
             ("start", Error.BAD_RANGE, ~is_raw & (word.start >= word.end)),
-            ("end", Error.BAD_RANGE, ~is_raw & (word.end > entry.capacity)),
+            ("end", Error.BAD_RANGE, ~is_raw & ((word.end > entry.limit) | (word.end > held))),
             ("address", Error.BAD_ALIGNMENT, (is_raw | bias) & crooked),
         ], bias
 
@@ -337,6 +357,7 @@ class TableReader(wiring.Component):
         out = self.segment
         m.d.comb += [
             self.sequence_address.eq(word.sequence),
+            self.segment_hash.eq(word.sequence),
             self.segment_index.eq(index),
             out.table.eq(self.sequence_entry.table),
             out.first.eq(index == 0),

@@ -8,9 +8,9 @@ from m890.hdl.commands import Error, Opcode, Query
 from m890.hdl.config import CoreConfig
 from m890.hdl.control.layouts import bits
 from m890.hdl.pages.copier import DIRECT, INWARD, OUTWARD
-from m890.hdl.pages.flow import Flow, least
+from m890.hdl.pages.flow import Flow
 from m890.hdl.pages.layouts import Op, page_bits, places_bits, sequence_layout
-from m890.hdl.pages.rules import pages_of
+from m890.hdl.pages.rules import least, pages_of
 
 
 class Commands:
@@ -44,6 +44,7 @@ class Commands:
         self.put_entry: Any = Signal(sequence_layout(config))
 
     def states(self) -> None:
+        self._bind()
         self._create()
         self._fork()
         self._give_up()
@@ -92,7 +93,7 @@ class Commands:
         m, entry, f = self.m, Signal(sequence_layout(self.config)), self.f
         entry_: Any = entry
         m.d.comb += [
-            entry_.open.eq(1), entry_.table.eq(table), entry_.limit.eq(limit),
+            entry_.open.eq(1), entry_.counted.eq(1), entry_.table.eq(table), entry_.limit.eq(limit),
             entry_.tenant.eq(self.tenant), entry_.pages.eq(pages), entry_.shared.eq(shared),
         ]  # fmt: skip
         m.d.sync += [f.save_index.eq(index), f.save_entry.eq(entry)]
@@ -106,6 +107,21 @@ class Commands:
         ]  # fmt: skip
         self.m.d.sync += self.f.save_index.eq(self.c[Opcode.TRIM].sequence)
 
+    # ---------------------------------------------------------------- SEQUENCE
+
+    def _bind(self) -> None:
+        """A block table that firmware keeps: its pages are not counted, nor given by APPEND."""
+        m, f, c = self.m, self.f, self.c[Opcode.SEQUENCE]
+        with m.State("SEQUENCE"):
+            count = pages_of(self.config, c.capacity)
+            self._open(c.sequence, c.table, c.capacity, count, Const(0, 1))
+            entry: Any = f.save_entry
+            m.d.sync += [
+                f.save_length.eq(c.capacity), entry.open.eq(c.capacity != 0),
+                entry.counted.eq(0), entry.tenant.eq(0)
+            ]  # fmt: skip
+            m.next = "SAVE"
+
     # ---------------------------------------------------------------- CREATE, FORK
 
     def _create(self) -> None:
@@ -118,7 +134,13 @@ class Commands:
             m.d.sync += f.save_length.eq(c.tokens)
             m.next = "SAVE"
             with m.If(c.tokens != 0):
-                f.walk(c.list, count, Op.HOLD, self.tenant, "CREATE HELD")
+                f.walk(c.list, count, Op.PINNED, self.tenant, "CREATE PINNED")
+        # Pages that firmware holds only: a sequence's own would be shared without its knowledge.
+        with m.State("CREATE PINNED"):
+            with m.If(f.walker.error != Error.OK):
+                f.fail(f.walker.error, me, "list", f.walker.index[:16])
+            with m.Else():
+                self._again(Op.HOLD, "CREATE HELD")
         with m.State("CREATE HELD"):
             with m.If(f.walker.error != Error.OK):
                 self._failed(me, "list")

@@ -241,7 +241,3 @@ class Flow:
         m.d.sync += self.entries.eq(self.entries + asks - write.done)
         with m.If(write.done & write.error):
             m.d.sync += self.bus_error.eq(1)
-
-
-def least(one: Value, two: Value) -> Value:
-    return Mux(one < two, one, two)

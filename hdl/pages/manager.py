@@ -24,8 +24,8 @@ from m890.hdl.pages.store import PageStore
 from m890.hdl.pages.walker import PageWalker
 
 MANAGED = (
-    Opcode.CREATE, Opcode.FORK, Opcode.TRIM, Opcode.RELEASE, Opcode.PIN, Opcode.UNPIN, Opcode.COPY,
-    Opcode.QUERY, Opcode.QUOTA,
+    Opcode.SEQUENCE, Opcode.CREATE, Opcode.FORK, Opcode.TRIM, Opcode.RELEASE, Opcode.PIN,
+    Opcode.UNPIN, Opcode.COPY, Opcode.QUERY, Opcode.QUOTA,
 )  # fmt: skip
 """Commands that the page manager carries out."""
 COPIED_BITS = 32
@@ -52,11 +52,13 @@ class PageManager(wiring.Component):
         prepare : stream of prepare_layout, taken with `prepared`; then prepared_outcome tells.
         commit, commit_sequence, commit_length : a sequence's length, at any time.
         sequence_address, sequence_entry, length : sequence table, two ports; the entry (of
-        sequence_layout) and the committed length show one cycle after the address.
+        sequence_layout) and the committed length show one cycle after the address, and whether they
+        are `damaged`.
         plane_address, plane_entry : plane table, one cycle later. copied : port beats of a page in
         all defined planes. limit : memory in port beats.
         list, copy : ReadPorts of page lists and of pages. entry, page : WritePorts.
-        ready : the sweep after reset has ended. idle : no command is here.
+        forget : while idle: all as after reset. ready : the sweep has ended.
+        idle : no command is here.
         inject, corrected, fatal : of the memories, see SecdedSram.
     Latency
         R and W: memory's answer to a read and to a write. FORK of n whole pages: n + n / (port
@@ -83,6 +85,7 @@ class PageManager(wiring.Component):
     sequence_address: Any
     sequence_entry: Any
     length: Any
+    damaged: Any
     plane_address: Signal
     plane_entry: Any
     copied: Signal
@@ -91,6 +94,7 @@ class PageManager(wiring.Component):
     copy: Any
     entry: Any
     page: Any
+    forget: Signal
     ready: Signal
     idle: Signal
     inject: Signal
@@ -113,6 +117,7 @@ class PageManager(wiring.Component):
                 "sequence_address": In(sequence).array(2),
                 "sequence_entry": Out(sequence_layout(config)).array(2),
                 "length": Out(TOKEN_BITS).array(2),
+                "damaged": Out(1).array(2),
                 "plane_address": Out(bits(config.planes)),
                 "plane_entry": In(plane_layout(config)),
                 "copied": In(COPIED_BITS),
@@ -121,6 +126,7 @@ class PageManager(wiring.Component):
                 "copy": Out(ReadPort(config)),
                 "entry": Out(WritePort(config)),
                 "page": Out(WritePort(config)),
+                "forget": In(1),
                 "ready": Out(1),
                 "idle": Out(1),
                 "inject": In(2),
@@ -170,6 +176,7 @@ class PageManager(wiring.Component):
         copying, looked = Signal(), Signal()
         m.d.comb += [
             store.inject.eq(self.inject),
+            store.forget.eq(self.forget),
             self.ready.eq(store.ready & ~self._sweeping),
             self.plane_address.eq(copier.plane_address),
             copier.plane_entry.eq(self.plane_entry),
@@ -192,11 +199,11 @@ class PageManager(wiring.Component):
                     flow.error.eq(Error.OK), flow.field.eq(0), flow.index.eq(0),
                     flow.bus_error.eq(0), do.answer.eq(0), do.answer_tenant.eq(0), copying.eq(0),
                 ]  # fmt: skip
-                with m.If(self.ready & self.prepare.valid):
-                    m.next = "PREPARE"
-                with m.Elif(self.ready & self.i.valid):
+                with m.If(self.ready & self.i.valid):
                     m.d.comb += self.i.ready.eq(1)
                     m.next = "LOOK UP"
+                with m.Elif(self.ready & self.prepare.valid):
+                    m.next = "PREPARE"
             with m.State("LOOK UP"):
                 m.d.comb += address.eq(commands[Opcode.FORK].sequence)
                 m.d.sync += copying.eq(opcode == Opcode.COPY)
@@ -217,6 +224,8 @@ class PageManager(wiring.Component):
                     for code, rows in checks.items():
                         with m.Case(code):
                             m.d.sync += bad.eq(Cat(*(c.bad for c in rows)))
+                    with m.Default():
+                        m.d.sync += bad.eq(0)
                 m.d.sync += do.tenant.eq(commands[Opcode.FORK].tenant)
                 m.next = "JUDGE"
             with m.State("JUDGE"):
@@ -304,6 +313,8 @@ class PageManager(wiring.Component):
             m.d.sync += sweep.eq(sweep + 1)
             with m.If(sweep == config.sequences - 1):
                 m.d.sync += self._sweeping.eq(0)
+        with m.If(self.forget):
+            m.d.sync += [sweep.eq(0), self._sweeping.eq(1)]
         m.d.comb += [
             sequences.inject.eq(self.inject), lengths.inject.eq(self.inject),
             sequences.write_enable.eq(self._sweeping | saving | do.put | prepare.put),
@@ -333,4 +344,5 @@ class PageManager(wiring.Component):
             m.d.comb += [
                 self.sequence_entry[n].eq(sequences.read_data[n + 1]),
                 self.length[n].eq(lengths.read_data[n + 1]),
+                self.damaged[n].eq(sequences.fatal[n + 1] | lengths.fatal[n + 1]),
             ]

@@ -9,8 +9,9 @@ from m890.hdl.commands import Error
 from m890.hdl.config import TOKEN_BITS, CoreConfig
 from m890.hdl.control.layouts import bits
 from m890.hdl.pages.copier import DIRECT
-from m890.hdl.pages.flow import Flow, least
+from m890.hdl.pages.flow import Flow
 from m890.hdl.pages.layouts import Op, page_bits, places_bits, sequence_layout
+from m890.hdl.pages.rules import least
 
 
 def prepare_layout(config: CoreConfig) -> data.StructLayout:
@@ -49,6 +50,9 @@ class Prepare:
         first, past = Signal(places), Signal(places)  # pages of the tokens
         at, old = Signal(places), Signal(page_bits(config))
         existing, shared = Signal(places), Signal(places)
+        # A page that the table names twice is the sequence's alone once one place has a copy: then
+        # fewer pages are copied than were counted.
+        stop = Signal(places)
         outcome = self.outcome
         address = (one.table + (at << 2))[: config.address_bits]
 
@@ -77,7 +81,7 @@ class Prepare:
                 refuse(Error.TABLE_ERROR, 1)
         with m.State("PREPARE PAGES"):
             there = least(past, one.pages)
-            m.d.sync += [existing.eq(there - first), at.eq(first)]
+            m.d.sync += [existing.eq(there - first), at.eq(first), stop.eq(there)]
             m.next = "PREPARE COUNT"
             with m.If((first >= there) | (first >= one.shared)):
                 m.d.sync += existing.eq(0)
@@ -97,7 +101,7 @@ class Prepare:
         with m.State("PREPARE EACH"):
             with m.If(f.room_error != Error.OK):
                 refuse(f.room_error, 0)
-            with m.Elif(shared == 0):
+            with m.Elif((shared == 0) | (at == stop)):
                 m.next = "PREPARE MORE"
             with m.Else():
                 f.walk(address, Const(1), Op.LOOK, one.tenant, "PREPARE LOOKED")

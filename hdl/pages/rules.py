@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Const, Value
+from amaranth.hdl import Const, Mux, Value
 
 from m890.hdl.commands import Error, Opcode, Query
 from m890.hdl.config import TOKEN_BITS, CoreConfig
@@ -33,7 +33,15 @@ class PageRules:
         create, fork, trim = c[Opcode.CREATE], c[Opcode.FORK], c[Opcode.TRIM]
         unpin, query, quota = c[Opcode.UNPIN], c[Opcode.QUERY], c[Opcode.QUOTA]
         beyond = Check("tokens", Error.BAD_RANGE, fork.tokens > self._length)
+        bind = c[Opcode.SEQUENCE]
         return {
+            Opcode.SEQUENCE: [
+                self._known(bind),
+                Check("sequence", Error.TABLE_ERROR, self._damaged),
+                Check("sequence", Error.SEQUENCE_OPEN, self._one.open & self._one.counted),
+                Check("capacity", Error.BAD_RANGE, bind.capacity[TOKEN_BITS:].any()),
+                *self._aligned(bind, "table"),
+            ],
             Opcode.CREATE: [
                 self._known(create),
                 self._tenant(create),
@@ -101,7 +109,9 @@ class PageRules:
         create, fork, unpin, copy = (
             c[o] for o in (Opcode.CREATE, Opcode.FORK, Opcode.UNPIN, Opcode.COPY)
         )
+        bind = c[Opcode.SEQUENCE]
         return {
+            Opcode.SEQUENCE: [(table(bind, "table", bind.capacity), always)],
             Opcode.CREATE: [
                 (table(create, "table", create.limit), always),
                 (table(create, "list", create.tokens), always),
@@ -175,6 +185,10 @@ def list_beats(config: CoreConfig, count: Value) -> Value:
     """Port beats of `count` u32."""
     each = config.port_bytes // 4
     return (count + each - 1) >> bits(each)
+
+
+def least(one: Value, two: Value) -> Value:
+    return Mux(one < two, one, two)
 
 
 def _one_of(value: Value, *codes: Query) -> Value:

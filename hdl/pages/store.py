@@ -29,18 +29,18 @@ class PageStore(wiring.Component):
         One operation (Op) after the other on a page's word. After one that fails, the ones behind
         it change nothing until `restart`. A free page's word holds the number of the next free page
         where a live one has its references, so that no page can be both, or twice in the list.
-        After reset all words are written: pages 0, 1, ... are free in this order, no tenant holds
-        any, each may hold all.
+        Pages that were never taken need no word: they are given in order, when the list is empty.
+        After reset no tenant holds a page, and each may hold all.
     Members
         i : stream of operation_layout. done, outcome : an operation's end, in order.
         restart : operations change things again. idle : none is under way.
-        free : free pages. ready : the sweep after reset has ended.
+        free : free pages. forget : while idle: all as after reset. ready : the sweep has ended.
         inject : of the next word written, see SecdedSram. corrected, fatal : a word read was wrong.
     Latency
         3 cycles to `done`; COLLECT of an unused page and TAKE 3 more, TENANT and QUOTA too.
     Throughput
         LOOK, PINNED, HOLD, DROP, MARK: one per cycle, 3 cycles apart on the same page. The others
-        one at a time. Sweep: the larger of `pages` and `tenants`.
+        one at a time. The sweep takes `tenants` cycles.
     Backpressure
         i.ready depends on i.payload, not on i.valid.
     Storage
@@ -56,6 +56,7 @@ class PageStore(wiring.Component):
     restart: Signal
     idle: Signal
     free: Signal
+    forget: Signal
     ready: Signal
     inject: Signal
     corrected: Signal
@@ -71,6 +72,7 @@ class PageStore(wiring.Component):
                 "restart": In(1),
                 "idle": Out(1),
                 "free": Out(count_bits(config)),
+                "forget": In(1),
                 "ready": Out(1),
                 "inject": In(2),
                 "corrected": Out(1),
@@ -88,14 +90,24 @@ class PageStore(wiring.Component):
         one_valid, two_valid = Signal(), Signal()
         word, fatal = Signal(page_layout(config)), Signal()  # of `two`, corrected
         halted = Signal()
-        head = Signal(page_bits(config))  # first free page
+        head, listed = Signal(page_bits(config)), Signal(count_bits(config))  # of the free list
+        fresh = Signal(count_bits(config))  # pages from here on were never taken
         counting = Signal()  # a tenant's counts are being changed
-        sweep = Signal(range(max(config.pages, config.tenants) + 1))
+        sweep = Signal(range(config.tenants + 1))
         m.d.comb += [pages.inject.eq(self.inject), tenants.inject.eq(self.inject)]
 
         take = self.i.valid & self.i.ready
         wanted = Signal.like(one.number)
-        m.d.comb += wanted.eq(Mux(self.i.payload.op == Op.TAKE, head, self.i.payload.number))
+        m.d.comb += [
+            wanted.eq(
+                Mux(
+                    self.i.payload.op == Op.TAKE,
+                    Mux(listed == 0, fresh, head),
+                    self.i.payload.number,
+                )
+            ),
+            self.free.eq(listed + config.pages - fresh),
+        ]
         alone = Signal()  # an operation that changes the list or a tenant is under way
         m.d.comb += alone.eq(one_valid & _alone(one) | two_valid & _alone(two) | counting)
         hazard = one_valid & (one.number == wanted) | two_valid & (two.number == wanted)
@@ -109,9 +121,10 @@ class PageStore(wiring.Component):
         m.d.sync += [one_valid.eq(take), two_valid.eq(one_valid)]
         with m.If(take):
             m.d.sync += [one.eq(self.i.payload), one.number.eq(wanted)]
+        written = _reads(one) & (one.number < fresh)  # else the memory holds anything
         m.d.sync += [
-            two.eq(one), word.eq(pages.read_data[0]),
-            fatal.eq(pages.fatal[0] & _reads(one, config)),
+            two.eq(one), word.eq(Mux(written, Value.cast(pages.read_data[0]), 0)),
+            fatal.eq(pages.fatal[0] & written),
         ]  # fmt: skip
 
         error = self._judge(m, two, word, fatal)
@@ -126,11 +139,14 @@ class PageStore(wiring.Component):
         m.d.comb += [
             frees.eq(go & (two.op == Op.COLLECT) & unused), takes.eq(go & (two.op == Op.TAKE))
         ]  # fmt: skip
-        self._write(m, pages, two, word, go, frees, takes, head, sweep)
+        self._write(m, pages, two, word, go, frees, takes, head)
         with m.If(frees):
-            m.d.sync += [head.eq(two.number), self.free.eq(self.free + 1)]
+            m.d.sync += [head.eq(two.number), listed.eq(listed + 1)]
         with m.If(takes):
-            m.d.sync += [head.eq(word.references), self.free.eq(self.free - 1)]
+            with m.If(listed == 0):
+                m.d.sync += fresh.eq(fresh + 1)
+            with m.Else():
+                m.d.sync += [head.eq(word.references), listed.eq(listed - 1)]
 
         result: Any = Signal(outcome_layout(config))
         m.d.comb += [
@@ -150,15 +166,16 @@ class PageStore(wiring.Component):
                 m.d.sync += self.outcome.error.eq(Error.TABLE_ERROR)
         m.d.comb += [
             self.corrected.eq(
-                one_valid & _reads(one, config) & pages.corrected[0]
-                | counted & tenants.corrected[0]
+                one_valid & written & pages.corrected[0] | counted & tenants.corrected[0]
             ),
             self.fatal.eq(two_valid & fatal | counted & tenants.fatal[0]),
         ]
         with m.If(~self.ready):
             m.d.sync += sweep.eq(sweep + 1)
-            with m.If(sweep == max(config.pages, config.tenants) - 1):
-                m.d.sync += [self.ready.eq(1), self.free.eq(config.pages)]
+            with m.If(sweep == config.tenants - 1):
+                m.d.sync += self.ready.eq(1)
+        with m.If(self.forget):
+            m.d.sync += [self.ready.eq(0), sweep.eq(0), listed.eq(0), fresh.eq(0)]
         return m
 
     def _judge(self, m: Module, two: Any, word: Any, fatal: Value) -> Signal:
@@ -189,9 +206,9 @@ class PageStore(wiring.Component):
 
     def _write(
         self, m: Module, pages: SecdedSram, two: Any, word: Any, go: Value, frees: Value,
-        takes: Value, head: Value, sweep: Value,
+        takes: Value, head: Value,
     ) -> None:  # fmt: skip
-        """The page's new word; during the sweep, every page's."""
+        """The page's new word."""
         new = pages.write_data
         changes = (two.op == Op.HOLD) | (two.op == Op.DROP) | (two.op == Op.MARK)
         m.d.comb += [
@@ -200,14 +217,7 @@ class PageStore(wiring.Component):
             new.eq(word),
         ]
         step = Mux(two.op == Op.HOLD, 1, -1)
-        with m.If(~self.ready):
-            m.d.comb += [
-                pages.write_address.eq(sweep),
-                pages.write_enable.eq(sweep < self._config.pages),
-                Value.cast(new).eq(0),
-                new.references.eq(sweep + 1),
-            ]
-        with m.Elif(frees):
+        with m.If(frees):
             m.d.comb += [Value.cast(new).eq(0), new.references.eq(head)]
         with m.Elif(takes):
             m.d.comb += [
@@ -278,7 +288,7 @@ def _alone(operation: Any) -> Value:
     return (op == Op.COLLECT) | (op == Op.TAKE) | (op == Op.TENANT) | (op == Op.QUOTA)
 
 
-def _reads(operation: Any, config: CoreConfig) -> Value:
+def _reads(operation: Any) -> Value:
     """The operation's `number` is a page, whose word matters."""
     op = operation.op
     return ~operation.bad & (op != Op.TENANT) & (op != Op.QUOTA)

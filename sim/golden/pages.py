@@ -132,6 +132,9 @@ class PageManager:
                 shared.append(n)
         self._room(len(shared) + max(0, last + 1 - one.pages), one.tenant, "tokens")
         for n in shared:
+            page = self._page(table[n])
+            if page.references + page.pins == 1 and page.tenant == one.tenant:
+                continue  # the table named it twice, and the other place has its copy
             new = self._take(one.tenant, references=1)
             self._copy_page(table[n], new)
             self._write(one.table + 4 * n, [new])
@@ -173,6 +176,9 @@ class PageManager:
         self._check_table(c, "list")
         self._inside(c, "list", 4 * count)
         pages = self._read(c["list"], count)
+        for n, page in enumerate(pages):
+            pinned = self._reach(page, c["tenant"], "list", n).pins > 0
+            self._need(pinned, Error.NOT_PINNED, "list", n)
         self._hold(pages, c["tenant"], "references", "list")
         self._write(c["table"], pages)
         self.sequences[c["sequence"]] = Sequence(

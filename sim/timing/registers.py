@@ -98,6 +98,7 @@ class RegisterFile:
             "RING_TAIL": self.tail,
             "RING_HEAD": self.head,
             "COMPLETION_TAIL": self.completed % TAGS,
+            "TENANTS": config.tenants - 1,
         }
         return computed.get(name, self._values[name])
 

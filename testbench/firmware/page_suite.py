@@ -129,6 +129,7 @@ class PageSuite:
         world.open(0, 2 * world.size)
         world.open(1, world.size, tenant=1)
         mine, others = world.model.block_table(0), world.model.block_table(1)
+        assert not world.do(Op.PIN, end=2 * world.size)["error"]
         for wrong, error in (
             (world.config.pages, Error.BAD_PAGE), (world.config.pages - 1, Error.BAD_PAGE),
             (others[0], Error.BAD_TENANT),
@@ -136,6 +137,11 @@ class PageSuite:
             world.put([*mine, wrong])
             done = world.do(Op.CREATE, sequence=2, tokens=3 * world.size)
             assert (done["error"], done["index"]) == (error, 2)
+        world.put(mine)
+        world.do(Op.UNPIN, start=world.size, end=2 * world.size)
+        done = world.do(Op.CREATE, sequence=2, tokens=2 * world.size)
+        assert (done["error"], done["index"]) == (Error.NOT_PINNED, 1)
+        world.do(Op.UNPIN, end=world.size)
         for _ in range(MOST_PINS):
             assert not world.do(Op.PIN, start=world.size, end=2 * world.size)["error"]
         done = world.do(Op.PIN, end=2 * world.size)

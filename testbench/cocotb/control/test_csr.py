@@ -65,7 +65,8 @@ class Model:
             self.irq &= ~value
             self.error = 0 if value & 2 else self.error
         elif name in self.values and not (name in SETUP and self.enabled):
-            mask = {"IRQ_ENABLE": 3, "COMPLETION_HEAD": 65535}.get(name, 0xFFFFFFFF)
+            narrow = {"IRQ_ENABLE": 3, "COMPLETION_HEAD": 65535, "PAGE_INJECT": 3}
+            mask = narrow.get(name, 0xFFFFFFFF)
             self.values[name] = value & mask
 
     def read(self, name: str) -> int | None:
@@ -77,6 +78,7 @@ class Model:
             "LIMITS": c.max_tiles | c.max_segments << 8 | (c.planes - 1) << 16,
             "POOL": c.pages - 1 | (c.sequences - 1) << 16, "IRQ_STATUS": self.irq,
             "STATUS": bool(self.error) << 1 | self.error << 8, "RING_HEAD": self.head,
+            "TENANTS": c.tenants - 1, "PAGE_ERRORS": 0,
         }  # fmt: skip
         return self.values.get(name, fixed.get(name))
 
@@ -86,7 +88,7 @@ async def begin(dut: Any, stall: float) -> tuple[Clocked, Any]:
     clocked = Clocked(dut)
     master = register_master(dut, prefix="bus_", seed=seed(), stall=stall)
     zeros = ("busy", "ring_head", "completion_tail", "completed", "failed", "counter_low",
-             "counter_high")  # fmt: skip
+             "counter_high", "page_corrected", "page_fatal")  # fmt: skip
     await clocked.start(**dict.fromkeys(zeros, 0))
     return clocked, master
 

@@ -50,7 +50,7 @@ class Reference:
         return (0, 0, 0)
 
     def _carry_out(self, raw: bytes, memory: bytes | bytearray) -> None:
-        if raw[0] > Opcode.ATTEND:  # the page manager's are not part of the core yet
+        if raw[0] not in set(Opcode):
             raise Refused(Error.BAD_OPCODE, COMMANDS[Opcode.NOP], "opcode")
         opcode = Opcode(raw[0])
         c = COMMANDS[opcode].unpack(raw)
@@ -101,7 +101,7 @@ class Reference:
         entries = -(-c["capacity"] // config.page_tokens)
         port = config.port_bytes
         self._within(c, me, "table", -(-entries * 4 // port) * port)
-        self.sequences[c["sequence"]] = c
+        self.sequences[c["sequence"]] = c | {"length": c["capacity"]}
 
     def _open(self, sequence: int) -> bool:
         return self.sequences.get(sequence, {"capacity": 0})["capacity"] > 0
@@ -110,9 +110,12 @@ class Reference:
         me = Opcode.APPEND
         plane = self._known_plane(c, me)
         self._refuse(not self._open(c["sequence"]), Error.BAD_SEQUENCE, me, "sequence")
+        self._refuse(c["tenant"] != 0, Error.BAD_TENANT, me, "tenant")
         self._refuse(c["tokens"] == 0, Error.BAD_RANGE, me, "tokens")
         capacity = self.sequences[c["sequence"]]["capacity"]
-        self._refuse(c["start"] + c["tokens"] > capacity, Error.BAD_RANGE, me, "start")
+        end = c["start"] + c["tokens"]
+        length = self.sequences[c["sequence"]]["length"] if c["repair"] else capacity
+        self._refuse(end > min(length, capacity), Error.BAD_RANGE, me, "start")
         ok = c["source_format"] in (Format.BF16, Format.FP16)
         self._refuse(not ok, Error.BAD_FORMAT, me, "source_format")
         self._aligned(c, me, "k", "v", "source_stride")
@@ -120,6 +123,8 @@ class Reference:
         self._refuse(c["source_stride"] < size, Error.BAD_RANGE, me, "source_stride")
         for name in ("k", "v"):
             self._within(c, me, name, (c["tokens"] - 1) * c["source_stride"] + size)
+        if c["commit"] and not c["repair"]:
+            self.sequences[c["sequence"]]["length"] = end
 
     def _attend(self, c: dict[str, int], memory: bytes | bytearray) -> None:
         config, me = self.config, Opcode.ATTEND
@@ -165,6 +170,7 @@ class Reference:
         raw = s["kind"] == SegmentKind.RAW
         if not raw:
             refuse(not self._open(s["sequence"]), Error.BAD_SEQUENCE, "sequence")
+            refuse(c["tenant"] != 0, Error.BAD_TENANT, "sequence")
             refuse(s["start"] >= s["end"], Error.BAD_RANGE, "start")
             capacity = self.sequences[s["sequence"]]["capacity"]
             refuse(s["end"] > capacity, Error.BAD_RANGE, "end")

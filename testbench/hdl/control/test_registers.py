@@ -33,9 +33,10 @@ def test_every_register_reads_what_it_should(seed):
         limits = c.max_tiles | c.max_segments << 8 | (c.planes - 1) << 16
         assert await machine.read("LIMITS") == limits
         assert await machine.read("POOL") == (c.pages - 1) | (c.sequences - 1) << 16
+        assert await machine.read("TENANTS") == c.tenants - 1
         await machine.start()
         await machine.write("CONTROL", 0)
-        narrow = {"IRQ_ENABLE": 2, "COMPLETION_HEAD": 16}
+        narrow = {"IRQ_ENABLE": 2, "COMPLETION_HEAD": 16, "PAGE_INJECT": 2}
         counting = {
             f"{n}_LO" for n in COUNTERS if n.startswith(("CYCLES", "BEATS", "USE", "STALL"))
         }
@@ -136,7 +137,7 @@ def test_a_reset_forgets_what_is_in_flight_and_starts_afresh(seed):
         for _ in range(4):
             machine.place(machine.command(Opcode.NOP))
         await machine.ring_bell()
-        await machine.tick(120)
+        await machine.tick(70)
         before = bytes(machine.memory[COMPLETIONS_AT : COMPLETIONS_AT + 0x100])
         await machine.write("CONTROL", 2)
         # The write is answered when the job is over and nothing moves any more.

@@ -27,7 +27,13 @@ class Map:
 
 
 def memory_map(
-    config: CoreConfig, planes: int, *, tokens: int, host_slots: int = 8, gap: int = 1
+    config: CoreConfig,
+    planes: int,
+    *,
+    tokens: int,
+    host_slots: int = 8,
+    gap: int = 1,
+    tags: bool = True,
 ) -> Map:
     """Block tables of `tokens` tokens, two lists, planes with padded pages, host slots."""
     port = config.port_bytes
@@ -42,7 +48,7 @@ def memory_map(
     out = []
     for n in range(planes):
         tiles = 1 + n % config.max_tiles
-        size = PageLayout(config, FORMATS[n % len(FORMATS)], tiles, bool(n % 2)).page_bytes
+        size = PageLayout(config, FORMATS[n % len(FORMATS)], tiles, tags and bool(n % 2)).page_bytes
         stride = size + gap * port
         out.append((at, stride, size))
         at += config.pages * stride
@@ -56,15 +62,18 @@ class Traffic:
 
     Function
         `draw` gives an opcode and all fields of its record. Page lists are written into the
-        model's memory, at `map.lists`: the device must be given them too.
+        model's memory, at `lists`: the device must be given them too. APPENDs have up to `longest`
+        tokens.
     """
 
     def __init__(
         self, rng: random.Random, model: PageManager, map: Map, *, bad: float = 0.25,
-        copies: bool = True,
+        copies: bool = True, longest: int | None = None,
     ) -> None:  # fmt: skip
         self.rng, self.model, self.map, self.bad = rng, model, map, bad
         self.config = model.config
+        self.lists = map.lists
+        self.longest = longest or 4 * model.config.page_tokens
         weights = {
             Opcode.APPEND: 30, Opcode.FORK: 14, Opcode.TRIM: 10, Opcode.RELEASE: 8,
             Opcode.CREATE: 10, Opcode.PIN: 6, Opcode.UNPIN: 8, Opcode.QUERY: 8, Opcode.QUOTA: 2,
@@ -114,7 +123,7 @@ class Traffic:
     def _create(self, c: dict[str, int]) -> None:
         c["sequence"], c["tenant"] = self._closed(), self.rng.randrange(self.config.tenants)
         self._table(c, c["sequence"])
-        c["list"] = self.map.lists
+        c["list"] = self.lists
         if self.rng.random() < 0.5:
             return
         pinned = [n for n, p in enumerate(self.model.pages) if p and p.pins]
@@ -126,7 +135,7 @@ class Traffic:
         assert page is not None
         c["tenant"] = page.tenant
         chosen = [first, *self.rng.choices(pinned, k=count - 1)]
-        self._list(self.map.lists, chosen)
+        self._list(self.lists, chosen)
         c["tokens"] = count * self.config.page_tokens - self.rng.choice((0, 0, 1))
 
     def _append(self, c: dict[str, int]) -> None:
@@ -136,7 +145,7 @@ class Traffic:
         size = self.config.page_tokens
         c["commit"] = int(self.rng.random() < 0.8)
         c["start"] = length if self.rng.random() < 0.8 else self.rng.randint(0, length)
-        c["tokens"] = self.rng.choice((1, 1, 1, size, self.rng.randint(1, 4 * size)))
+        c["tokens"] = self.rng.choice((1, 1, 1, size, self.rng.randint(1, self.longest)))
         if self.rng.random() < 0.1 and length:
             c["repair"] = 1
             c["start"] = self.rng.randrange(length)
@@ -170,7 +179,7 @@ class Traffic:
     def _unpin(self, c: dict[str, int]) -> None:
         self._bind(c)
         self._range(c)
-        c["list"] = self.map.lists
+        c["list"] = self.lists
         if self.rng.random() < 0.5:
             return
         c["listed"] = 1
@@ -181,13 +190,13 @@ class Traffic:
             c["tenant"] = first.tenant
             own = [n for n in pinned if self.model.pages[n].tenant == first.tenant]  # type: ignore[union-attr]
             c["count"] = self.rng.randint(1, len(own))
-            self._list(self.map.lists, self.rng.sample(own, c["count"]))
+            self._list(self.lists, self.rng.sample(own, c["count"]))
 
     def _copy(self, c: dict[str, int]) -> None:
         c["host"], c["host_stride"] = self.map.host, self.map.host_stride
         c["host_slots"] = self.map.host_slots
-        c["list"] = self.map.lists
-        c["slots"] = self.map.lists + self._list_bytes
+        c["list"] = self.lists
+        c["slots"] = self.lists + self._list_bytes
         c["inward"] = int(self.rng.random() < 0.4)
         c["tenant"] = self.rng.randrange(self.config.tenants)
         pinned = [n for n, p in enumerate(self.model.pages) if p and p.pins]
@@ -250,3 +259,5 @@ class Traffic:
             port = self.config.port_bytes
             values = (c[name] + 4, self.map.limit - port, self.map.limit, 1 << 50)
         c[name] = self.rng.choice(values) & ((1 << field.width) - 1)
+        if (opcode, name) in ((Opcode.CREATE, "sequence"), (Opcode.FORK, "target")):
+            self._table(c, c[name])  # no two sequences share a block table
