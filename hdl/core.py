@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import EnableInserter, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -62,7 +62,8 @@ class Core(wiring.Component):
         m = Module()
         m.submodules.control = control = Control(c)
         m.submodules.attention = engine = self._engine
-        m.submodules.append = append = Append(c)
+        append = Append(c)
+        m.submodules.append = EnableInserter(append.busy)(append)
         kv = {self.READERS.index(name) for name in ("k", "v")}
         m.submodules.reads = reads = ReadArbiter(c, len(self.READERS), control=range(6), kv=kv)
         m.submodules.writes = writes = WriteArbiter(c, len(self.WRITERS), control=(0, 1))

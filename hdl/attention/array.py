@@ -19,7 +19,7 @@ from m890.hdl.numerics.wide import fp32_to_wide
 BROADCAST = (
     "setup", "query", "bias_write", "operand", "elements", "accumulate_read", "accumulate_add",
     "accumulate_write", "score", "cap", "bias_read", "bias_use", "mask", "exp", "l_read", "l_add",
-    "l_write", "value_scale", "p_write", "drain", "see",
+    "l_write", "value_scale", "p_write", "wake", "drain", "see",
 )  # fmt: skip
 """Row ports that every row sees alike."""
 FROM_CONTROL = tuple(
@@ -183,28 +183,25 @@ class RowArray(wiring.Component):
         m.d.sync += late.eq(elements)
 
         query = bundle(b.query, name="query")
-        m.d.sync += [
-            query.valid.eq(self.query.valid),
-            query.slot.eq(self.query.slot),
-            query.tile.eq(self.query.tile),
-        ]
-        for n in range(self.config.lanes):
-            word = self.query.data.word_select(n, 16)
-            m.d.sync += query.elements[n].eq(decode16(m, word, self.query.fp16))
+        m.d.sync += query.valid.eq(self.query.valid)
+        with m.If(self.query.valid):
+            m.d.sync += [query.slot.eq(self.query.slot), query.tile.eq(self.query.tile)]
+            for n in range(self.config.lanes):
+                word = self.query.data.word_select(n, 16)
+                m.d.sync += query.elements[n].eq(decode16(m, word, self.query.fp16))
         setup = bundle(b.setup, name="setup")
-        m.d.sync += [
-            setup.valid.eq(self.setup.valid),
-            setup.slot.eq(self.setup.slot),
-            setup.position.eq(self.setup.position),
-            setup.draft.eq(self.setup.draft),
-            setup.sink.eq(fp32_to_wide(m, self.setup.sink, name="sink")),
-        ]
+        m.d.sync += setup.valid.eq(self.setup.valid)
+        with m.If(self.setup.valid):
+            m.d.sync += [
+                setup.slot.eq(self.setup.slot),
+                setup.position.eq(self.setup.position),
+                setup.draft.eq(self.setup.draft),
+                setup.sink.eq(fp32_to_wide(m, self.setup.sink, name="sink")),
+            ]
         bias = bundle(b.bias_write, name="bias")
-        m.d.sync += [
-            bias.valid.eq(self.bias.valid),
-            bias.slot.eq(self.bias.slot),
-            bias.data.eq(self.bias.data),
-        ]
+        m.d.sync += bias.valid.eq(self.bias.valid)
+        with m.If(self.bias.valid):
+            m.d.sync += [bias.slot.eq(self.bias.slot), bias.data.eq(self.bias.data)]
         return {"elements": late, "query": query, "setup": setup, "bias_write": bias}
 
     def _targets(self, m: Module) -> tuple[Signal, Signal, Signal]:

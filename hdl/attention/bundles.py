@@ -90,6 +90,9 @@ class RowBundles:
         """Stage p: the token's V scale."""
         self.p_write = layout({"enable": 1, "slot": bits(config.p_depth), "lane": lane})
         """Stage pv: where in the p buffer it goes."""
+        self.wake = layout({"score": 1, "l": 1})
+        """Any cycle: a score is between stages sum and pv; a sum between stages p and p + add.
+        The pipelines there stand still otherwise: most beats need only dot product and adder."""
         self.drain = layout({"enable": 1, "set": 1, "word": bits(words)})
         """Any cycle: accumulators to read; they show on `o_word` in the next cycle."""
         self.see = layout(

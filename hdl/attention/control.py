@@ -54,7 +54,7 @@ class ArrayControl(wiring.Component):
         outputs = (
             "operand", "accumulate_read", "accumulate_add", "accumulate_write", "score", "cap",
             "bias_read", "bias_use", "mask", "exp", "l_read", "l_add", "l_write", "value_scale",
-            "p_write",
+            "p_write", "wake",
         )  # fmt: skip
         super().__init__(
             {
@@ -95,6 +95,8 @@ class ArrayControl(wiring.Component):
         self._scales(m)
         self._scores(m)
         self._l(m)
+        busy = Cat((tag.k & tag.last) | tag.sink for tag in tags[t.sum : t.pv])
+        m.d.comb += self.wake.score.eq(busy.any())
         return m
 
     def _params(self, slot: Signal) -> data.View:
@@ -279,7 +281,12 @@ class ArrayControl(wiring.Component):
         m.d.comb += [now.write.bank.eq(self.l_read.bank), now.write.index.eq(self.l_read.a)]
         late = delay(m, now, 1, name="l_operation", reset=True)
         m.d.comb += self.l_add.eq(late.add)
-        m.d.comb += self.l_write.eq(delay(m, late.write, t.add, name="l_write", reset=True))
+        under_way = []
+        write = late.write
+        for n in range(t.add):
+            under_way.append(write.enable)
+            write = delay(m, write, 1, name=f"l_write_{n + 1}", reset=True)
+        m.d.comb += [self.l_write.eq(write), self.wake.l.eq(Cat(*under_way).any())]
 
         m.d.sync += [self.k_end.eq(read.end), self.k_end_slot.eq(read.end_slot)]
         late_tag = tags[t.p + 1]

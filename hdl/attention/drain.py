@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, EnableInserter, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.enum import Enum
 from amaranth.lib.wiring import In, Out
@@ -243,10 +243,9 @@ class Drain(wiring.Component):
         back = self._back
         if back is None:
             return valid, values, ahead
-        m.submodules.rotate_back = back
+        m.submodules.rotate_back = EnableInserter(rotated)(back)
         m.d.comb += [back.valid.eq(valid & rotated), back.row.eq(delay(m, ahead, 1, name="row"))]
-        with m.If(rotated):  # nothing toggles where it is not wanted
-            m.d.comb += [back.i[n].eq(value) for n, value in enumerate(values)]
+        m.d.comb += [back.i[n].eq(value) for n, value in enumerate(values)]
         chosen = [bundle(Wide, name=f"word{n}") for n in range(c.drain_lanes)]
         m.d.comb += [
             value.eq(Mux(rotated, back.o[n].as_value(), values[n].as_value()))
@@ -261,7 +260,8 @@ class Drain(wiring.Component):
         entry = data.StructLayout(
             {"y1": INVERSE_BITS, "exp": WIDE_EXP_BITS, "zero": 1, "nan": 1, "l": Wide}
         )
-        m.submodules.reciprocal = reciprocal = Reciprocal()
+        reciprocal = Reciprocal()
+        m.submodules.reciprocal = EnableInserter(self.busy)(reciprocal)
         m.submodules.table = table = Sram(entry, self.config.rows)
         l_wide = bundle(Wide, name="l_wide")
         with m.If(~ended.no_l):
@@ -305,7 +305,8 @@ class Drain(wiring.Component):
         words = []
         wide = (job.format == OutputFormat.FP32) | (job.format == OutputFormat.RAW)
         for n in range(width):
-            m.submodules[f"normalise{n}"] = unit = Normalise()
+            unit = Normalise()
+            m.submodules[f"normalise{n}"] = EnableInserter(self.busy)(unit)
             o = values[n]
             m.d.comb += [
                 unit.value.eq(o),

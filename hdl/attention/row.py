@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import EnableInserter, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -87,7 +87,7 @@ class Row(wiring.Component):
         inputs = (
             "setup", "query", "bias_write", "operand", "elements", "accumulate_read",
             "accumulate_add", "accumulate_write", "score", "cap", "bias_read", "bias_use", "mask",
-            "exp", "l_read", "l_add", "l_write", "value_scale", "p_write", "drain", "see",
+            "exp", "l_read", "l_add", "l_write", "value_scale", "p_write", "wake", "drain", "see",
         )  # fmt: skip
         super().__init__(
             {
@@ -219,11 +219,14 @@ class Row(wiring.Component):
     def _score(self, m: Module, total: data.View) -> tuple[data.View, Signal]:
         """Scale, soft cap and bias; returns the score and whether its bias was -Inf."""
         c = self.config
-        m.submodules.scale = scale = ScaleWide()
+        awake = EnableInserter(self.wake.score)
+        scale, add_bias = ScaleWide(), WideAdd()
+        m.submodules.scale = awake(scale)
         m.d.comb += [scale.a.eq(total), scale.scale.eq(self.score.kscale)]
         capped = scale.o
         if c.softcap:
-            m.submodules.softcap = softcap = SoftCap()
+            softcap = SoftCap()
+            m.submodules.softcap = awake(softcap)
             m.d.comb += [
                 softcap.s.eq(scale.o),
                 softcap.enable.eq(self.cap.enable),
@@ -233,7 +236,7 @@ class Row(wiring.Component):
             capped = softcap.o
 
         m.submodules.biases = biases = Sram(c.port_bits, 2)
-        m.submodules.add_bias = add_bias = WideAdd()
+        m.submodules.add_bias = awake(add_bias)
         m.d.comb += [
             biases.write_address.eq(self.bias_write.slot),
             biases.write_data.eq(self.bias_write.data),
@@ -273,7 +276,9 @@ class Row(wiring.Component):
         drafted = mask.draft_in_range & tree.bit_select(mask.draft_index, 1)
         m.d.sync += allowed.eq(self.row_mask & mask.in_range & Mux(mask.draft, drafted, plain))
 
-        m.submodules.exp2 = exp2 = Exp2()
+        awake = EnableInserter(self.wake.score)
+        exp2, scale_p = Exp2(), ScaleP()
+        m.submodules.exp2 = awake(exp2)
         visible, counted = Signal(), Signal()
         m.d.comb += [
             counted.eq(self.exp.valid & ~self.exp.sink & allowed & ~masked_by_bias),
@@ -289,7 +294,7 @@ class Row(wiring.Component):
             m.d.comb += p.eq(exp2.p)
         m.d.sync += self.status.eq(Mux(live, (exp2.underflow << 1) | exp2.overflow, 0))
 
-        m.submodules.scale_p = scale_p = ScaleP()
+        m.submodules.scale_p = awake(scale_p)
         buffer = self._p_buffer
         m.d.comb += [
             scale_p.p.eq(p),
@@ -306,7 +311,8 @@ class Row(wiring.Component):
     def _sum_l(self, m: Module, p: data.View) -> None:
         """Eight partial sums of l per slot, one adder; folded by control in idle cycles."""
         m.submodules.l = memory = Sram(Wide, 2 * L_SLOTS, reads=2)
-        m.submodules.add_l = add = WideAdd()
+        add = WideAdd()
+        m.submodules.add_l = EnableInserter(self.wake.l)(add)
         read, plus, write = self.l_read, self.l_add, self.l_write
         as_wide = bundle(Wide, name="as_wide")
         shift = as_wide.sig.shape().width - p.sig.shape().width

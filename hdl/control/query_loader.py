@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import EnableInserter, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -83,7 +83,9 @@ class QueryLoader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         job, request = self.job, self.request
-        m.submodules.rotate = beats = RotateBeats(self._config, query_shift(self._config.lanes))
+        beats = RotateBeats(self._config, query_shift(self._config.lanes))
+        busy = Signal()
+        m.submodules.rotate = EnableInserter(busy)(beats)
         m.d.comb += [
             beats.enable.eq(job.rotate),
             beats.is_fp16.eq(job.query_format),
@@ -126,7 +128,8 @@ class QueryLoader(wiring.Component):
                 m.d.sync += [tile.eq(0), received.eq(received + 1)]
             with m.If(beats.o_error & ~failed):
                 m.d.sync += [failed.eq(1), bad_row.eq(received)]
-        with m.FSM(name="queries"):
+        with m.FSM(name="queries") as fsm:
+            m.d.comb += busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
                 m.d.comb += self.job_read.eq(1)
                 m.d.sync += [asked.eq(0), written.eq(0), received.eq(0), failed.eq(0)]

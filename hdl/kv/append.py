@@ -38,6 +38,7 @@ class Append(wiring.Component):
         read, table : ReadPort. Source rows; block table.
         write : WritePort. Requests of one beat.
         token : Out. One cycle: a token is on its way to memory.
+        busy : Out. A command is here or offered; the unit may stand still while it is low.
     Latency
         One token, from `command` to `done`, in a memory that gives the first beat R cycles after a
         request and acknowledges a write after W: R + W + 3 tiles + header + 24 +
@@ -63,6 +64,7 @@ class Append(wiring.Component):
     table: Any
     write: Any
     token: Signal
+    busy: Signal
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
@@ -74,6 +76,7 @@ class Append(wiring.Component):
                 "table": Out(ReadPort(config)),
                 "write": Out(WritePort(config)),
                 "token": Out(1),
+                "busy": Out(1),
             }
         )
 
@@ -134,7 +137,8 @@ class Append(wiring.Component):
             m.next = "STOP"
 
         write_failed = self.write.done & self.write.error
-        with m.FSM(name="state"):
+        with m.FSM(name="state") as fsm:
+            m.d.comb += self.busy.eq(self.command.valid | ~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
                 m.d.comb += self.command.ready.eq(1)
                 m.d.sync += [

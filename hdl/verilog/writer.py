@@ -10,6 +10,7 @@ from amaranth.back.verilog import _convert_rtlil_text  # type: ignore[attr-defin
 from m890.hdl.config import CoreConfig
 from m890.hdl.verilog.design import ModuleInfo
 from m890.hdl.verilog.netlist import Netlist
+from m890.hdl.verilog.registers import join
 
 
 def write(
@@ -77,7 +78,7 @@ def _polished(text: str) -> str:
     text = re.sub(r"(?<=\w) {2,}=", " =", text)
     text = re.sub(r"\{ ([^{}]*) \}", _repeated, text)
     text = text.replace(" = ! ", " = ~| ")  # "no bit set" of a vector: a reduction, not a truth
-    return _with_defaults(_with_port_list(text))
+    return join(_with_defaults(_with_port_list(text)))
 
 
 _DECLARATION = re.compile(

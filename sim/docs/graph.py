@@ -101,7 +101,7 @@ def _open(component: Any, path: tuple[str, ...]) -> Block:
     if not isinstance(module, Module):
         return block
     module._flush()
-    parts = {n: s for n, (s, _) in module._named_submodules.items()}
+    parts = {n: _unwrapped(s) for n, (s, _) in module._named_submodules.items()}
     stems = _stems(parts)
     for name, part in parts.items():
         stem = stems[name]
@@ -112,6 +112,13 @@ def _open(component: Any, path: tuple[str, ...]) -> Block:
         block.children.append(_open(part, (*path, stem)))
     block.edges = _edges(component, parts, module)
     return block
+
+
+def _unwrapped(part: Any) -> Any:
+    """The component itself, where its parent has put a clock enable around it."""
+    while (inner := getattr(part, "_elaboratable_", None)) is not None:
+        part = inner
+    return part
 
 
 def members(component: Any) -> list[tuple[str, wiring.Member]]:

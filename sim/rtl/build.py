@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from m890.hdl.verilog import VerilogDesign
 from m890.sim import toolchain
+from m890.sim.rtl import gather
 from m890.sim.rtl.blocks import alone, cut, wrapper
 
 HARNESS = Path(__file__).resolve().parent / "harness"
@@ -82,7 +83,8 @@ def build(
         for m in design.modules.values()
         if m.external and hierarchical
     }
-    parts = [design.text, *(p.read_text() for p in sorted(HARNESS.iterdir())), repr(options)]
+    sources = (Path(gather.__file__), *sorted(HARNESS.iterdir()))
+    parts = [design.text, *(p.read_text() for p in sources), repr(options)]
     key = _hash(*parts, compiler.identity, *(text for pair in blocks.values() for text in pair))
     cache = cache or toolchain.cache_folder()
     folder = cache / "builds" / f"{design.name}-{design.config.name}-{key}"
@@ -93,6 +95,7 @@ def build(
     if trace:
         folder = folder.with_name(folder.name + WAVES)
         options.append("--trace-fst")
+    design = replace(design, text=gather.prepare(design, everything_shows=trace))
     say = say or _say
     say(f"building the {design.config.name} simulator{' with waves' if trace else ''} (once) ...")
     started = time.perf_counter()

@@ -207,7 +207,7 @@ def test_lint_is_clean(external: bool) -> None:
     [
         ("m_axi_awlen = 8'h00", "m_axi_awlen = 9'h100", "WIDTHTRUNC"),
         ("assign s_axil_awready = ", "assign s_axil_awready = s_axil_wready & ", "UNOPTFLAT"),
-        ("    _s_axil_bvalid__next = s_axil_bvalid;\n", "", "LATCH"),
+        ("endmodule", "  reg kept;\n  always @* if (rst) kept = clk;\nendmodule", "LATCH"),
     ],
 )
 def test_lint_catches_what_is_not_waived(old: str, new: str, rule: str) -> None:
@@ -289,3 +289,31 @@ def test_signal_names_do_not_hide_instances() -> None:
             return m
 
     lint(generate(TINY, Outer()))
+
+
+class Enabled(wiring.Component):
+    """Registers of one condition, one of them with a reset; a next value that is read elsewhere."""
+
+    i: In(8)  # type: ignore[valid-type]
+    wake: In(1)  # type: ignore[valid-type]
+    o: Out(8)  # type: ignore[valid-type]
+    ahead: Out(8)  # type: ignore[valid-type]
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        first = Signal(8, reset_less=True)
+        second = Signal(8, reset_less=True)
+        with m.If(self.wake):
+            m.d.sync += [first.eq(self.i), second.eq(first), self.o.eq(second)]
+        m.d.comb += self.ahead.eq(self.i + first)
+        return m
+
+
+def test_registers_of_one_condition_stand_together() -> None:
+    text = generate(TINY, Enabled()).text
+    assert "__next" not in text and "always @*" not in text and "_at_start" not in text
+    together = "    if (wake) begin\n      first <= i;\n      second <= first;\n    end\n"
+    assert f"  always @(posedge clk) begin\n{together}  end\n" in text
+    reset = "    if (rst) begin\n      o <= 8'h00;\n    end else if (wake) begin\n"
+    assert f"  always @(posedge clk) begin\n{reset}      o <= second;\n    end\n  end\n" in text
+    lint(generate(TINY, Enabled()))
