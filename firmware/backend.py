@@ -1,7 +1,7 @@
 """Attention and KV cache of a decoder on a device: the decoder's backend."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import ml_dtypes
@@ -87,6 +87,7 @@ class DeviceBackend:
         rotate: bool | None = None,
         limit: int | None = None,
         pages: int | None = None,
+        quotas: Mapping[int, int] | None = None,
         share: bool = True,
         output_format: OutputFormat = OutputFormat.FP32,
     ) -> None:
@@ -110,7 +111,7 @@ class DeviceBackend:
         self.source_format = Format.BF16 if format == Format.BF16 else Format.FP16
         self._source = np.dtype(ml_dtypes.bfloat16 if format == Format.BF16 else np.float16)
         shape = PlaneShape(layers * kv_heads, format, self.head, rotate)
-        self.cache = KvCache(driver, shape, limit=limit, pages=pages)
+        self.cache = KvCache(driver, shape, limit=limit, pages=pages, quotas=quotas)
         layout = shape.layout(config)
         self._token_bytes = layout.chunk_bytes / config.lanes
         self.total = Usage()
@@ -125,13 +126,13 @@ class DeviceBackend:
         """The longest context in tokens."""
         return self.cache.limit
 
-    def create(self, tokens: Sequence[int] = (), salt: object = None) -> int:
+    def create(self, tokens: Sequence[int] = (), tenant: int = 0) -> int:
         """A new sequence; with `tokens` it starts with the pages that earlier ones share with it.
 
         `length` tells how many tokens it then holds already.
         """
         try:
-            number = self.cache.create(tokens, salt)  # type: ignore[arg-type]
+            number = self.cache.create(tokens, tenant)
         except SequencesFull as error:
             raise CapacityError(str(error)) from error
         self._usage[number] = Usage()
@@ -154,10 +155,7 @@ class DeviceBackend:
     def trim(self, sequence: int, tokens: int) -> None:
         """Rolls a sequence back to its first `tokens` tokens."""
         self.forget_step()
-        try:
-            self.cache.trim(sequence, tokens)
-        except PoolFull as error:
-            raise CapacityError(str(error)) from error
+        self.cache.trim(sequence, tokens)
 
     def length(self, sequence: int) -> int:
         """Committed tokens of a sequence."""
@@ -205,8 +203,7 @@ class DeviceBackend:
             appends = self._appends(spans, planes, kv_at, count * source_bytes)
             attends = self._attends(step, planes, query_at, output_at, element)
             order = self._order(spans, step.plan)
-            tags = driver.submit_many(np.concatenate([appends, attends])[order])
-            done = driver.wait(tags)
+            done = self._perform(spans, np.concatenate([appends, attends])[order])
             out = self._outputs(step.plan, output_at, count)
         finally:
             driver.free(*buffers)
@@ -229,6 +226,15 @@ class DeviceBackend:
 
     # ------------------------------------------------------------------ inside
 
+    def _perform(self, spans: Sequence[Span], commands: NDArray[np.uint8]) -> NDArray:
+        """Completions of a layer's commands."""
+        needs = [(s.sequence, s.start + s.count) for s in spans]
+        try:
+            return self.cache.perform(commands, needs)
+        except PoolFull as error:
+            self.forget_step()
+            raise CapacityError(str(error)) from error
+
     def _prepare(
         self, spans: tuple[Span, ...], drafts: tuple[Draft | None, ...] | None
     ) -> _Step:
@@ -244,9 +250,7 @@ class DeviceBackend:
                     f" which holds {self.cache.length(span.sequence)}: start a span there"
                 )
         try:
-            self.cache.reserve((s.sequence, s.start + s.count) for s in spans)
-        except PoolFull as error:
-            raise CapacityError(str(error)) from error
+            self.cache.expect((s.sequence, s.start + s.count) for s in spans)
         except ContextLimit as error:
             raise ContextLimitError(error.sequence, error.tokens, error.limit) from error
         requests = []
@@ -257,9 +261,10 @@ class DeviceBackend:
                     s.sequence,
                     s.start,
                     s.count,
-                    self.cache.block_table(s.sequence),
+                    self.cache.block_table(s.sequence)[: s.start // self.config.page_tokens],
                     draft.masks if draft else None,
                     draft.positions if draft else None,
+                    self.cache.tenant(s.sequence),
                 )
             )
         made = plan(self.config, requests, self.group, share=self.share)
@@ -284,7 +289,7 @@ class DeviceBackend:
     def _appends(
         self, spans: Sequence[Span], planes: NDArray, kv_at: int, plane_bytes: int
     ) -> NDArray[np.uint8]:
-        """An APPEND per KV head and span."""
+        """An APPEND per KV head and span; those of the last plane commit."""
         source_bytes = 2 * self.head
         counts = np.array([s.count for s in spans])
         first = np.cumsum(counts) - counts
@@ -299,6 +304,8 @@ class DeviceBackend:
             "k": k.reshape(-1),
             "v": (k + n * plane_bytes).reshape(-1),
             "source_stride": source_bytes,
+            "tenant": np.tile([self.cache.tenant(s.sequence) for s in spans], n),
+            "commit": np.repeat(planes == self.layers * self.kv_heads - 1, len(spans)),
         }
         return self.driver.pack("APPEND", n * len(spans), values)
 
@@ -321,6 +328,7 @@ class DeviceBackend:
             "output": (output_at + row * output_bytes).reshape(-1),
             "query_stride": query_bytes,
             "output_stride": output_bytes,
+            "tenant": np.tile(made.tenant, n),
         }
         return self.driver.pack("ATTEND", n * made.jobs, values)
 

@@ -34,8 +34,8 @@ class PoolFull(FirmwareError):
 
     def __init__(self, needed: int, available: int, pages: int) -> None:
         super().__init__(
-            f"{needed} pages are needed but {available} of the pool's {pages} are free or can be"
-            " evicted: release or trim a sequence, or use a larger pool"
+            f"{needed} pages are needed but {available} of the tenant's {pages} are free or can be"
+            " evicted: release or trim a sequence, or give it a larger quota or pool"
         )
         self.needed, self.available, self.pages = needed, available, pages
 
@@ -56,6 +56,16 @@ class UnknownSequence(FirmwareError):
     def __init__(self, sequence: int) -> None:
         super().__init__(f"sequence {sequence} does not exist: create or fork it first")
         self.sequence = sequence
+
+
+class UnknownTenant(FirmwareError):
+    """The tenant has no quota, or the core does not know it."""
+
+    def __init__(self, tenant: int) -> None:
+        super().__init__(
+            f"tenant {tenant} has no pages: give it a quota, below the core's tenant limit"
+        )
+        self.tenant = tenant
 
 
 class ContextLimit(FirmwareError):
@@ -129,6 +139,7 @@ class CommandError(FirmwareError):
         shown = "" if value is None else f" = {value:#x}" if abs(value) > 0xFFFF else f" = {value}"
         super().__init__(f"{opcode} refused for {field}{shown}{at}: {self.advice}")
         self.opcode, self.field, self.value, self.index, self.tag = opcode, field, value, index, tag
+        self.command: dict[str, int] = {}  # all its fields
 
 
 class BadOpcode(CommandError):
@@ -276,4 +287,6 @@ def command_error(completion: dict[str, int], command: bytes) -> CommandError:
         name = f"segment.{SEGMENT.fields[index - len(fields)].name}"
     else:
         name = f"field {index}"
-    return kind(title, name, value, completion["index"], tag)
+    error = kind(title, name, value, completion["index"], tag)
+    error.command = record.unpack(command)
+    return error

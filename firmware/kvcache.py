@@ -1,6 +1,7 @@
-"""The KV cache: sequences of pages in device memory, shared where their tokens are the same."""
+"""The KV cache: sequences on the device's page manager, and what of them is kept for later."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,26 +12,29 @@ from m890.firmware.driver import Driver
 from m890.firmware.errors import (
     BadLength,
     ContextLimit,
+    OutOfPages,
     PoolFull,
+    QuotaExceeded,
     SequencesFull,
     ShapeError,
     UnknownSequence,
+    UnknownTenant,
 )
-from m890.firmware.kv.pool import PagePool
 from m890.firmware.kv.prefix import Node, PrefixTree
 from m890.firmware.memory_map import PlaneShape, pool_bytes, round_up
+from m890.hdl.commands import Query
 
-NO_PAGE = 0xFFFFFFFF
-"""Block table entry without a page: a job that reaches it fails with BAD_PAGE."""
+NO_ROOM = (OutOfPages, QuotaExceeded)
+"""Errors of a command that can be given again once pages have been evicted."""
 
 
 @dataclass
 class _Sequence:
-    """A sequence's pages; `path` are the tree nodes of its first len(path) pages."""
+    """What firmware knows of a sequence; `path` are the tree nodes of its first pages."""
 
-    salt: Hashable
+    tenant: int
     length: int = 0
-    pages: list[int] = field(default_factory=list)
+    end: int = 0  # of the tokens that were appended or are expected
     path: list[Node] = field(default_factory=list)
     known: bool = True  # every committed token is known, so full pages go into the tree
     tail: list[int] = field(default_factory=list)  # tokens since the last page in the tree
@@ -41,29 +45,31 @@ class CacheUse:
     """Pages by state; they add up to the pool's."""
 
     free: int
-    cached: int  # held by the prefix tree only
+    cached: int  # held by the prefix trees only
     used: int  # held by sequences
     shared: int  # of the used, by more than one sequence
 
 
 class KvCache:
-    """Sequences, block tables, reference counts, prefix sharing and eviction.
+    """Sequences, prefix sharing, tenants' quotas and eviction.
 
-    New tokens are written in three steps: `reserve` makes room, APPEND commands fill every plane,
-    `commit` makes them part of the sequence. Committed full pages whose tokens are known are
-    shared by all sequences that begin with the same tokens under the same salt, and stay for reuse
-    after release until the pool needs them (least recently used first). Pages that may still be
-    written belong to one sequence alone. A call that raises has changed nothing.
+    Who holds which page is the page manager's business (docs/pages.md); what to keep, and for how
+    long, is decided here. New tokens: `expect` them, `perform` their APPENDs to every plane (the
+    last plane's carry `commit`), `commit` them here. Committed full pages whose tokens are known
+    are pinned, and shared by all sequences of the tenant that begin with the same tokens; they stay
+    for reuse after release until the tenant needs their room (least recently used first). A call
+    that raises has changed nothing.
     """
 
     def __init__(
         self, driver: Driver, shape: PlaneShape, *, limit: int | None = None,
-        pages: int | None = None,
+        pages: int | None = None, quotas: Mapping[int, int] | None = None,
     ) -> None:  # fmt: skip
         """Lays out block tables and planes in what is left of device memory.
 
         `limit`: longest context in tokens; `pages`: size of the pool, at most the core's. Both are
-        as large as core and memory allow unless given.
+        as large as core and memory allow unless given. `quotas`: pages by tenant, together at most
+        the pool's; tenant 0 has them all unless given.
         """
         config = driver.config
         if not 1 <= shape.planes <= config.planes:
@@ -76,12 +82,10 @@ class KvCache:
         self.driver, self.config, self.shape = driver, config, shape
         self.page_tokens = config.page_tokens
         most = limit or config.pages * config.page_tokens
-        self._blocks = -(-most // self.page_tokens)
-        table_bytes = round_up(4 * self._blocks, config.port_bytes)
-        tables = driver.map.allocate("block tables", table_bytes * config.sequences)
-        self._tables_at, self._table_bytes = tables.start, table_bytes
-        self._tables = driver.view(tables.start, (config.sequences, table_bytes // 4), "<u4")
-        self._tables[:] = NO_PAGE
+        self._table_bytes = round_up(4 * -(-most // self.page_tokens), config.port_bytes)
+        tables = driver.map.allocate("block tables", self._table_bytes * config.sequences)
+        self._tables_at = tables.start
+        self._tables = driver.view(tables.start, (config.sequences, self._table_bytes // 4), "<u4")
         self.pages = driver.map.pages_that_fit(shape, pages)
         self.limit = min(most, self.pages * self.page_tokens)
         self.stride = shape.stride(config)
@@ -90,11 +94,15 @@ class KvCache:
         )
         self.plane_base = region.start + np.arange(shape.planes) * self.pages * self.stride
         self._bytes = driver.view(region.start, (shape.planes, self.pages, self.stride), np.uint8)
-        self.pool = PagePool(self.pages)
-        self.tree = PrefixTree(self.page_tokens)
         self._sequences: dict[int, _Sequence] = {}
         self._numbers = list(range(config.sequences - 1, -1, -1))
+        self.trees: dict[int, PrefixTree] = {}
         self._define_planes()
+        # The free list begins 0, 1, 2 ...: as no more pages are held than the quotas allow, page
+        # numbers stay below the pool's size, also where that is smaller than the core's.
+        self.quotas: dict[int, int] = {}
+        for tenant, count in (quotas or {0: self.pages}).items():
+            self.set_quota(tenant, count)
 
     def _define_planes(self) -> None:
         count = self.shape.planes
@@ -108,66 +116,116 @@ class KvCache:
         }
         self.driver.wait(self.driver.submit_many(self.driver.pack("PLANE", count, values)))
 
+    # ------------------------------------------------------------------ tenants
+
+    def set_quota(self, tenant: int, pages: int) -> None:
+        """Pages that a tenant may hold; what it holds beyond them stays until it is given up."""
+        if not 0 <= tenant < self.config.tenants:
+            raise UnknownTenant(tenant)
+        others = sum(self.quotas.values()) - self.quotas.get(tenant, 0)
+        if not 0 <= pages <= self.pages - others:
+            raise ShapeError(
+                f"a quota of {pages} pages for tenant {tenant} does not fit: the pool has"
+                f" {self.pages}, of which other tenants have {others}"
+            )
+        self.driver.wait(self.driver.submit("QUOTA", tenant=tenant, pages=pages))
+        self.quotas[tenant] = pages
+        self.trees.setdefault(tenant, PrefixTree(self.page_tokens))
+
+    def held(self, tenant: int) -> int:
+        """Pages that a tenant's sequences and retained prefixes hold."""
+        return self._ask(Query.HELD, tenant=tenant)
+
+    def make_room(self, tenant: int, pages: int) -> None:
+        """Evicts as many of a tenant's retained pages as a command for `pages` pages fell short of.
+
+        PoolFull, and nothing evicted, if it has too few.
+        """
+        quota, tree = self.quotas[tenant], self.trees[tenant]
+        left = quota - self.held(tenant)
+        short = max(1, pages - left)  # at least one: the command was refused
+        if short > tree.evictable:
+            raise PoolFull(pages, max(0, left) + tree.evictable, quota)
+        gone = tree.evict(short)
+        self._listed("UNPIN", gone, listed=1, count=len(gone), tenant=tenant)
+
     # ------------------------------------------------------------------ sequences
 
-    def create(self, tokens: Sequence[int] = (), salt: Hashable = None) -> int:
+    def create(self, tokens: Sequence[int] = (), tenant: int = 0) -> int:
         """A new sequence; it already holds the pages that `tokens` share with earlier ones.
 
         Its length is the number of tokens so found: whole pages, and at least one token less than
         given, as that one's logits have to be computed.
         """
-        path: list[Node] = []
-        if len(tokens):
-            path = self.tree.match(salt, [int(t) for t in tokens[: len(tokens) - 1]])
-        new = _Sequence(salt, len(path) * self.page_tokens, [n.page for n in path], path)
-        return self._open(new)
+        if tenant not in self.quotas:
+            raise UnknownTenant(tenant)
+        number, tree = self._free_number(), self.trees[tenant]
+        path = tree.match([int(t) for t in tokens[: max(0, len(tokens) - 1)]])
+        found = len(path) * self.page_tokens
+        pages = [node.page for node in path]
+        self._listed("CREATE", pages, sequence=number, tokens=found, **self._table(number, tenant))
+        tree.use(path)
+        self._sequences[self._numbers.pop()] = _Sequence(tenant, found, found, path)
+        return number
 
     def fork(self, sequence: int, tokens: int) -> int:
         """A new sequence with the first `tokens` committed tokens of another.
 
-        Whole pages are shared; the tokens past the last page border are copied to a new page.
+        Whole pages are shared; the device copies the tokens past the last page border.
         """
         old = self._get(sequence)
         if not 0 <= tokens <= old.length:
             raise BadLength(sequence, tokens, old.length)
+        number = self._free_number()
+        fields = {"sequence": sequence, "target": number, "tokens": tokens}
+        while True:
+            try:
+                fork = self.driver.submit("FORK", **fields, **self._table(number, old.tenant))
+                self.driver.wait(fork)
+                break
+            except NO_ROOM:
+                self.make_room(old.tenant, 1)
         whole, rest = divmod(tokens, self.page_tokens)
         path = old.path[:whole]
         known = old.known and len(path) == whole
-        new = _Sequence(old.salt, tokens, old.pages[:whole], path, known)
-        if known and rest:
-            if len(old.path) > whole:
-                new.tail = list(old.path[whole].key[:rest])  # type: ignore[index]
-            else:
-                new.tail = old.tail[:rest]
-        self._room_for_sequence()
-        page = self._allocate(1) if rest else []
-        if page:
-            self._copy_page(old.pages[whole], page[0])
-        number = self._open(new)
-        if page:
-            new.pages.append(page[0])
-            self._bind({number: whole})
+        tail = self._tokens_behind(old, whole, rest) if known else []
+        self.trees[old.tenant].use(path)
+        new = _Sequence(old.tenant, tokens, tokens, path, known, tail)
+        self._sequences[self._numbers.pop()] = new
         return number
+
+    def trim(self, sequence: int, tokens: int) -> None:
+        """Rolls a sequence back to its first `tokens` tokens; what was not committed goes too."""
+        one = self._get(sequence)
+        if not 0 <= tokens <= one.length:
+            raise BadLength(sequence, tokens, one.length)
+        if tokens == one.length == one.end:
+            return
+        whole, rest = divmod(tokens, self.page_tokens)
+        self.driver.submit("TRIM", sequence=sequence, tenant=one.tenant, tokens=tokens)
+        one.tail = self._tokens_behind(one, whole, rest) if one.known else []
+        self.trees[one.tenant].leave(one.path[whole:])
+        del one.path[whole:]
+        one.length = one.end = tokens
 
     def release(self, sequence: int) -> None:
         """Forgets a sequence; its pages in the prefix tree stay until they are evicted."""
         old = self._get(sequence)
-        self.driver.settle()
-        self.tree.leave(old.path)
-        self.pool.drop(old.pages)
-        self._tables[sequence] = NO_PAGE
+        self.driver.submit("RELEASE", sequence=sequence, tenant=old.tenant)
+        self.trees[old.tenant].leave(old.path)
         del self._sequences[sequence]
         self._numbers.append(sequence)
-        at = self._tables_at + sequence * self._table_bytes
-        self.driver.submit("SEQUENCE", sequence=sequence, table=at, capacity=0)
 
     def length(self, sequence: int) -> int:
         """Committed tokens."""
         return self._get(sequence).length
 
+    def tenant(self, sequence: int) -> int:
+        return self._get(sequence).tenant
+
     def block_table(self, sequence: int) -> list[int]:
-        """The sequence's pages in order, reserved ones included."""
-        return self._get(sequence).pages
+        """The sequence's pages in order, once its commands have completed."""
+        return self._tables[sequence, : self._pages(self._get(sequence).end)].tolist()
 
     @property
     def sequences(self) -> list[int]:
@@ -176,47 +234,70 @@ class KvCache:
     @property
     def use(self) -> CacheUse:
         """How the pool is used at the moment."""
-        held = np.zeros(self.pages, np.int32)
-        for one in self._sequences.values():
-            held[one.pages] += 1
-        used, shared = int((held > 0).sum()), int((held > 1).sum())
-        return CacheUse(self.pool.free, self.tree.evictable, used, shared)
+        free = self._ask(Query.FREE) - (self.config.pages - self.pages)
+        held = Counter(page for s in self._sequences for page in self.block_table(s))
+        kept = {page for tree in self.trees.values() for page in tree.pages}
+        shared = sum(count > 1 for count in held.values())
+        return CacheUse(free, len(kept - held.keys()), len(held), shared)
 
     # ------------------------------------------------------------------ tokens
 
-    def reserve(self, needs: Iterable[tuple[int, int]]) -> None:
-        """Makes room: (sequence, tokens) pairs, tokens counted from the sequence's start.
+    def expect(self, needs: Iterable[tuple[int, int]]) -> dict[int, int]:
+        """Tokens that are about to be appended: (sequence, tokens counted from its start).
 
-        PoolFull or ContextLimit, and nothing changed, unless there is room for all of them.
+        Returns how many more pages each tenant's sequences will have; the APPENDs get them, see
+        `perform`. ContextLimit, and nothing changed, where there are too many tokens.
         """
-        missing: dict[int, int] = {}
-        for number, tokens in needs:
-            one = self._get(number)
+        wanted = list(needs)
+        for number, tokens in wanted:
+            self._get(number)
             if tokens > self.limit:
                 raise ContextLimit(number, tokens, self.limit)
-            more = -(-tokens // self.page_tokens) - len(one.pages)
-            if more > missing.get(number, 0):
-                missing[number] = more
-        if not missing:
-            return
-        pages = self._allocate(sum(missing.values()))
-        changed = {}
-        for number, count in missing.items():
+        more: dict[int, int] = {}
+        for number, tokens in wanted:
             one = self._sequences[number]
-            changed[number] = len(one.pages)
-            one.pages.extend(pages[:count])
-            del pages[:count]
-        self._bind(changed)
+            end = max(one.end, tokens)
+            pages = self._pages(end) - self._pages(one.end)
+            more[one.tenant] = more.get(one.tenant, 0) + pages
+            one.end = end
+        return more
+
+    def perform(self, commands: NDArray[np.uint8], needs: Sequence[tuple[int, int]]) -> NDArray:
+        """Completions of commands, among them the APPENDs of tokens that were expected.
+
+        All are given again while there is a page to evict for an APPEND that found none. PoolFull,
+        and no page more than before, where there is not.
+        """
+        sequences = [sequence for sequence, _ in needs]
+        while True:
+            try:
+                return self.driver.wait(self.driver.submit_many(commands))
+            except NO_ROOM as error:
+                tenant = error.command["tenant"]
+            self.forget(sequences)
+            more = self.expect(needs)
+            try:
+                self.make_room(tenant, more[tenant])
+            except PoolFull:
+                self.forget(sequences)
+                raise
+
+    def forget(self, sequences: Iterable[int]) -> None:
+        """Gives back the pages of tokens that were expected, and are not committed."""
+        for sequence in sequences:
+            one = self._get(sequence)
+            self.driver.submit("TRIM", sequence=sequence, tenant=one.tenant, tokens=one.length)
+            one.end = one.length
 
     def commit(self, sequence: int, count: int, tokens: Sequence[int] | None = None) -> None:
-        """`count` appended tokens become part of the sequence.
+        """`count` appended tokens are part of the sequence; their APPENDs have completed.
 
         With their token numbers, full pages become shareable; without them the sequence's pages
-        are shared by fork only, from here on.
+        are shared by fork only, from here on. Where more was appended, `trim` is to follow.
         """
         one = self._get(sequence)
         end = one.length + count
-        if count < 0 or end > len(one.pages) * self.page_tokens:
+        if count < 0 or end > one.end:
             raise BadLength(sequence, end, one.length)
         if tokens is not None and len(tokens) != count:
             raise ShapeError(f"{len(tokens)} token numbers do not name {count} appended tokens")
@@ -226,57 +307,23 @@ class KvCache:
         if not one.known:
             return
         one.tail.extend(int(t) for t in tokens or ())
-        while len(one.tail) >= self.page_tokens:
-            parent = one.path[-1] if one.path else self.tree.root(one.salt)
-            key = tuple(one.tail[: self.page_tokens])
-            page = one.pages[len(one.path)]
-            node = self.tree.insert(parent, key, page)
+        self._retain(sequence, one)
+
+    def _retain(self, sequence: int, one: _Sequence) -> None:
+        """Full pages whose tokens are known go into the tree."""
+        tree, first, size = self.trees[one.tenant], len(one.path), self.page_tokens
+        while len(one.tail) >= size:
+            parent = one.path[-1] if one.path else tree.root
+            page = int(self._tables[sequence, len(one.path)])
+            node = tree.insert(parent, tuple(one.tail[:size]), page)
             if node is None:  # another sequence was first: this one keeps its own pages
                 one.known, one.tail = False, []
-                return
-            self.pool.share([page])
+                break
             one.path.append(node)
-            del one.tail[: self.page_tokens]
-
-    def trim(self, sequence: int, tokens: int) -> None:
-        """Rolls a sequence back to its first `tokens` tokens; reserved pages go too.
-
-        If the new end lies inside a page that others use, the sequence gets a copy of that page.
-        """
-        one = self._get(sequence)
-        if not 0 <= tokens <= one.length:
-            raise BadLength(sequence, tokens, one.length)
-        whole, rest = divmod(tokens, self.page_tokens)
-        keep = whole + (rest > 0)
-        inside = one.path[whole] if len(one.path) > whole and rest else None
-        if tokens == one.length and len(one.pages) == keep:
-            return
-        copy: list[int] = []
-        if rest and self.pool.references[one.pages[whole]] > 1 + (
-            inside is not None and inside.users == 1
-        ):
-            copy = self._allocate(1)
-        self.driver.settle()
-        if one.known:
-            kept = list(inside.key[:rest]) if inside else one.tail[:rest]  # type: ignore[index]
-            one.tail = kept if rest else []
-        gone = one.path[whole:]
-        if inside is not None and not copy:
-            # the tree forgets the page, so that it may be written again
-            self.tree.leave(gone[1:])
-            self.tree.detach(inside, lambda page: self.pool.drop([page]))
-        else:
-            self.tree.leave(gone)
-        del one.path[whole:]
-        self.pool.drop(one.pages[keep:])
-        del one.pages[keep:]
-        if copy:
-            self._copy_page(one.pages[whole], copy[0])
-            self.pool.drop([one.pages[whole]])
-            one.pages[whole] = copy[0]
-        one.length = tokens
-        self._tables[sequence, keep:] = NO_PAGE
-        self._bind({sequence: whole})
+            del one.tail[:size]
+        if len(one.path) > first:
+            start, end = first * size, len(one.path) * size
+            self.driver.submit("PIN", sequence=sequence, tenant=one.tenant, start=start, end=end)
 
     # ------------------------------------------------------------------ inside
 
@@ -286,56 +333,40 @@ class KvCache:
         except KeyError:
             raise UnknownSequence(sequence) from None
 
-    def _room_for_sequence(self) -> None:
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self.page_tokens)
+
+    def _free_number(self) -> int:
         if not self._numbers:
             raise SequencesFull(self.config.sequences)
+        return self._numbers[-1]
 
-    def _open(self, new: _Sequence) -> int:
-        """Takes the references that a new sequence needs, and binds its block table."""
-        self._room_for_sequence()
-        number = self._numbers.pop()
-        self.pool.share(new.pages)
-        self.tree.use(new.path)
-        self._sequences[number] = new
-        self._bind({number: 0})
-        return number
+    def _table(self, number: int, tenant: int) -> dict[str, int]:
+        """Fields of a command that opens a sequence."""
+        at = self._tables_at + number * self._table_bytes
+        return {"table": at, "limit": self._table_bytes // 4 * self.page_tokens, "tenant": tenant}
 
-    def _allocate(self, count: int) -> list[int]:
-        """Free pages, evicted from the prefix tree if need be; PoolFull changes nothing."""
-        short = count - self.pool.free
-        if short > self.tree.evictable:
-            raise PoolFull(count, self.pool.free + self.tree.evictable, self.pages)
-        if short > 0:
-            self.tree.evict(short, lambda page: self.pool.drop([page]))
-        return self.pool.take(count)
+    def _tokens_behind(self, one: _Sequence, whole: int, rest: int) -> list[int]:
+        """The first `rest` tokens behind `whole` pages of a known sequence."""
+        if len(one.path) > whole:
+            return list(one.path[whole].key[:rest])
+        return one.tail[:rest]
 
-    def _copy_page(self, source: int, target: int) -> None:
-        """Copies a page in all planes, by the host through device memory."""
-        self.driver.settle()
-        self._bytes[:, target] = self._bytes[:, source]
+    def _listed(self, opcode: str, pages: list[int], **fields: int) -> None:
+        """A command with a list of pages."""
+        at = self.driver.place(np.array(pages or [0], "<u4"))
+        try:
+            self.driver.wait(self.driver.submit(opcode, list=at, **fields))
+        finally:
+            self.driver.free(at)
 
-    def _bind(self, changed: dict[int, int]) -> None:
-        """Writes block tables from the given page on, and tells the core of them.
-
-        One SEQUENCE command per table, also where it only grew: the core may hold entries of the
-        old table.
-        """
-        numbers = np.array(list(changed), np.int64)
-        capacity = np.zeros(len(numbers), np.int64)
-        for i, (number, first) in enumerate(changed.items()):
-            pages = self._sequences[number].pages
-            self._tables[number, first : len(pages)] = pages[first:]
-            capacity[i] = len(pages) * self.page_tokens
-        values = {
-            "sequence": numbers,
-            "table": self._tables_at + numbers * self._table_bytes,
-            "capacity": capacity,
-        }
-        self.driver.submit_many(self.driver.pack("SEQUENCE", len(numbers), values))
+    def _ask(self, what: Query, **fields: int) -> int:
+        done = self.driver.wait(self.driver.submit("QUERY", what=int(what), **fields))
+        return int(done["beats"][0])
 
     def read_tokens(self, plane: int, sequence: int, *, value: bool) -> NDArray:
         """Stored codes [length, head] of a sequence's K (or V), for tests and dumps."""
         one, layout = self._get(sequence), self.shape.layout(self.config)
-        raw = self._bytes[plane][one.pages][:, : layout.page_bytes]
+        raw = self._bytes[plane][self.block_table(sequence)][:, : layout.page_bytes]
         rows = stored.read_rows(layout, raw.reshape(-1, layout.chunk_bytes), value=value)
         return stored.unpack(layout, rows).reshape(-1, self.shape.head)[: one.length]

@@ -19,9 +19,9 @@ from m890.hdl.config import DRAFT_BITS, CoreConfig
 class Request:
     """New tokens [start, start + count) of a sequence; start is its committed length.
 
-    pages: the sequence's block table, covering the new tokens. draft: with it the new tokens are a
-    draft tree, at most 32; bit i of draft[j] lets token j see token i (itself included, as a rule),
-    and positions[j] is token j's place in the text (start + depth).
+    pages: the sequence's block table, at least as far as its pages are full. draft: with it the new
+    tokens are a draft tree, at most 32; bit i of draft[j] lets token j see token i (itself
+    included, as a rule), and positions[j] is token j's place in the text (start + depth).
 
     A draft's segment begins where the chunk of its first token does, as far as the 32 bits of a
     mask reach: the committed tokens of that chunk then pass with the draft, as they would without
@@ -34,6 +34,7 @@ class Request:
     pages: Sequence[int]
     draft: Sequence[int] | None = None
     positions: Sequence[int] | None = None
+    tenant: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Plan:
     """Jobs of one step, rows of all jobs one after another.
 
     token, head [rows]: which new token and which query head of the KV head's group a row holds.
-    first, rows, segments [jobs]: a job's first row, its rows and its segments.
+    first, rows, segments, tenant [jobs]: a job's first row, its rows, segments and tenant.
     """
 
     token: NDArray[np.int64]
@@ -74,6 +75,7 @@ class Plan:
     first: NDArray[np.int64]
     rows: NDArray[np.int64]
     segments: tuple[tuple[Segment, ...], ...]
+    tenant: NDArray[np.int64]
     reads: dict[int, "Reads"]  # by sequence
 
     @property
@@ -147,12 +149,12 @@ def plan(
     """Jobs that attend from every new token of a step; `group` query heads share a KV head.
 
     Sequences with the same first pages stand side by side in a job, and those pages pass once for
-    all of them; without `share` each sequence has jobs of its own. Jobs are cut so that the
-    fewest KV pages pass, given the order of the block tables.
+    all of them; without `share` each sequence has jobs of its own. A job is of one tenant. Jobs are
+    cut so that the fewest KV pages pass, given the order of the block tables.
     """
     _check(requests)
     units = _units(config, requests, group)
-    order = sorted(range(len(requests)), key=lambda i: tuple(requests[i].pages))
+    order = sorted(range(len(requests)), key=lambda i: (requests[i].tenant, *requests[i].pages))
     ordered = [u for i in order for u in units[i]]
     jobs = _cut(config, requests, ordered, share)
     rows_of: list[int] = []
@@ -195,6 +197,7 @@ def plan(
         np.cumsum(rows) - rows,
         rows,
         tuple(segments),
+        np.array([requests[job[0].request].tenant for job in jobs], np.int64),
         reads,
     )
 
@@ -246,6 +249,8 @@ def _cut(
         added[i] = max(0, pages[i] - (common(a, b) if a != b else pages[i - 1]))
     best: list[tuple[int, int]] = [(0, 0)]  # pages, start of the last job
     cost = pages.tolist()
+    tenants = [requests[u.request].tenant for u in units]
+    same_tenant = [a == b for a, b in zip(tenants, tenants[:1] + tenants, strict=False)]
     heads, extra, new = [u.heads for u in units], added.tolist(), fresh.tolist()
     segments_of = [2 if requests[u.request].draft is None else 3 for u in units]
     for end in range(1, count + 1):
@@ -262,7 +267,7 @@ def _cut(
             if total <= choice[0]:
                 choice = (total, start)
             if first_here:
-                if not share:
+                if not share or not same_tenant[start]:
                     break
                 segments += segments_of[start]
             tail += extra[start]

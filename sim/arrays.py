@@ -160,7 +160,7 @@ def on_device(driver: Driver, problem: Problem) -> Outcome:
     pages = _pages(config, problem)
     cache = KvCache(driver, problem.shape(config), limit=pages * config.page_tokens, pages=pages)
     sequence = cache.create()
-    cache.reserve([(sequence, length)])
+    cache.expect([(sequence, length)])
     appended = driver.wait(_appends(driver, problem, sequence))
     cache.commit(sequence, length)
 
@@ -260,7 +260,7 @@ def _appends(driver: Driver, problem: Problem, sequence: int) -> NDArray[np.int6
                 "plane": plane, "sequence": sequence, "start": start,
                 "tokens": min(LONGEST_APPEND, length - start),
                 "source_format": int(problem.source), "k": k + skip, "v": v + skip,
-                "source_stride": 2 * head,
+                "source_stride": 2 * head, "commit": int(plane == len(problem.k) - 1),
             }  # fmt: skip
             commands.append(driver.pack("APPEND", 1, values))
     return driver.submit_many(np.concatenate(commands))

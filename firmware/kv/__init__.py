@@ -1,1 +1,1 @@
-"""Parts of the KV cache: page pool and tree of prefixes."""
+"""Parts of the KV cache: the tree of prefixes."""

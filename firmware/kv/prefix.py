@@ -1,7 +1,9 @@
 """Full pages by the tokens that lead to them: a radix tree whose edges are pages of tokens."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
+
+Tokens = tuple[int, ...]
 
 
 class Node:
@@ -13,21 +15,21 @@ class Node:
 
     __slots__ = ("parent", "key", "page", "children", "users")
 
-    def __init__(self, parent: "Node | None", key: Hashable, page: int) -> None:
+    def __init__(self, parent: "Node | None", key: Tokens, page: int) -> None:
         self.parent, self.key, self.page = parent, key, page
-        self.children: dict[Hashable, Node] = {}
+        self.children: dict[Tokens, Node] = {}
         self.users = 0
 
 
 class PrefixTree:
-    """Committed full pages, found by their tokens and salt, kept after release until evicted.
+    """One tenant's committed full pages, found by their tokens, kept after release until evicted.
 
-    A page in the tree is never written again. Different salts (tenants) never share a page.
+    Each page of the tree has one pin, so that the device neither frees nor rewrites it.
     """
 
     def __init__(self, page_tokens: int) -> None:
         self.page_tokens = page_tokens
-        self._roots: dict[Hashable, Node] = {}
+        self.root = Node(None, (), -1)
         self._order: OrderedDict[Node, None] = OrderedDict()  # least recently used first
         self._unused = 0
 
@@ -35,18 +37,18 @@ class PrefixTree:
         return len(self._order)
 
     @property
+    def pages(self) -> list[int]:
+        """Pages in the tree."""
+        return [node.page for node in self._order]
+
+    @property
     def evictable(self) -> int:
-        """Pages that only the tree holds; all of them can be evicted."""
+        """Pages that no sequence holds through the tree."""
         return self._unused
 
-    def root(self, salt: Hashable) -> Node:
-        if salt not in self._roots:
-            self._roots[salt] = Node(None, salt, -1)
-        return self._roots[salt]
-
-    def match(self, salt: Hashable, tokens: Sequence[int]) -> list[Node]:
+    def match(self, tokens: Sequence[int]) -> list[Node]:
         """The longest path of full pages that starts as `tokens` do."""
-        node, found = self.root(salt), []
+        node, found = self.root, []
         for at in range(0, len(tokens) - self.page_tokens + 1, self.page_tokens):
             child = node.children.get(tuple(tokens[at : at + self.page_tokens]))
             if child is None:
@@ -55,7 +57,7 @@ class PrefixTree:
             node = child
         return found
 
-    def insert(self, parent: Node, tokens: tuple[int, ...], page: int) -> Node | None:
+    def insert(self, parent: Node, tokens: Tokens, page: int) -> Node | None:
         """A node for a page with one user; None if these tokens have another page already."""
         if tokens in parent.children:
             return None
@@ -84,8 +86,8 @@ class PrefixTree:
         for node in reversed(path):
             self._order.move_to_end(node)
 
-    def evict(self, count: int, drop: Callable[[int], None]) -> None:
-        """Removes the `count` least recently used pages without users, leaves first."""
+    def evict(self, count: int) -> list[int]:
+        """Takes the `count` least recently used pages without users out, leaves first."""
         gone = []
         for node in self._order:
             if len(gone) == count:
@@ -96,17 +98,5 @@ class PrefixTree:
                 gone.append(node)
         for node in gone:
             del self._order[node]
-            drop(node.page)
         self._unused -= len(gone)
-
-    def detach(self, node: Node, drop: Callable[[int], None]) -> None:
-        """Removes a node that its caller alone uses, and all below it (which nobody uses)."""
-        assert node.parent is not None
-        del node.parent.children[node.key]
-        stack = [node]
-        while stack:
-            one = stack.pop()
-            stack.extend(one.children.values())
-            del self._order[one]
-            self._unused -= not one.users
-            drop(one.page)
+        return [node.page for node in gone]

@@ -180,12 +180,26 @@ class _Stage:
         self.rng = np.random.default_rng([seed, 1])
         self.cache = KvCache(driver, shape, limit=LIMIT, pages=pages)
         self.sequences = [self.cache.create() for _ in work.tokens]
-        self.cache.reserve(zip(self.sequences, work.tokens, strict=True))
+        self._take_pages(work.tokens)
         self.plans = [self._plan(step, work.group) for step in work.steps]
         self.places: list[tuple[int, NDArray[np.uint16]]] = []
         for plane in range(shape.planes):
             for sequence in self.sequences:
                 self._fill(plane, sequence)
+
+    def _take_pages(self, tokens: Sequence[int]) -> None:
+        """Gives the sequences their pages, by APPENDs of a page each; `_fill` says what is in."""
+        size, row = self.config.page_tokens, 2 * self.shape.head
+        self.cache.expect(zip(self.sequences, tokens, strict=True))
+        source = self.driver.place(np.zeros(size * row, np.uint8))
+        for sequence, count in zip(self.sequences, tokens, strict=True):
+            pages = -(-count // size)
+            values = {
+                "sequence": sequence, "start": np.arange(pages) * size, "tokens": size,
+                "source_format": int(Format.FP16), "k": source, "v": source, "source_stride": row,
+            }  # fmt: skip
+            self.driver.wait(self.driver.submit_many(self.driver.pack("APPEND", pages, values)))
+        self.driver.free(source)
 
     def _plan(self, step: Sequence[tuple[int, int]], group: int) -> Plan:
         requests = [

@@ -43,7 +43,10 @@ class World:
         numbers = {int(name[1:]): count for name, count in counts.items()}
         return [Span(s, self.backend.length(s), count) for s, count in numbers.items()]
 
-    def step(self, spans: list[Span], drafts: list[Draft | None] | None = None) -> float:
+    def step(
+        self, spans: list[Span], drafts: list[Draft | None] | None = None,
+        tokens: list[int] | None = None,
+    ) -> float:  # fmt: skip
         """One step through all layers; the largest error against float64."""
         b, rng, worst = self.backend, self.rng, 0.0
         count = sum(s.count for s in spans)
@@ -72,7 +75,7 @@ class World:
                     )  # fmt: skip
                 at += span.count
         if not drafts:
-            b.commit(spans)
+            b.commit(spans, tokens)
         return worst
 
 
@@ -226,7 +229,7 @@ def test_usage_is_what_the_device_counted(rng: np.random.Generator) -> None:
 
 def test_same_prompt_is_found_again(rng: np.random.Generator) -> None:
     """With token numbers, a second sequence starts where the first one's whole pages end."""
-    world = make(rng)
+    world = make(rng, quotas={0: 20, 1: 5})
     prompt = list(range(20))
     first = world.backend.create(prompt)
     for layer in range(2):
@@ -236,7 +239,7 @@ def test_same_prompt_is_found_again(rng: np.random.Generator) -> None:
     world.backend.commit([Span(first, 0, 20)], prompt)
     second = world.backend.create(prompt)
     assert world.backend.length(second) == 16
-    assert world.backend.length(world.backend.create(prompt, salt="other")) == 0
+    assert world.backend.length(world.backend.create(prompt, tenant=1)) == 0
 
 
 def test_full_pool_leaves_the_others_alone(rng: np.random.Generator) -> None:
@@ -246,7 +249,7 @@ def test_full_pool_leaves_the_others_alone(rng: np.random.Generator) -> None:
     world.step(world.spans(s0=16))
     big = world.backend.create()
     world.step(world.spans(s1=16))
-    with pytest.raises(CapacityError, match="2 pages are needed but 1 of the pool's 5"):
+    with pytest.raises(CapacityError, match="2 pages are needed but 1 of the tenant's 5"):
         world.step(world.spans(s0=1, s1=1))
     assert world.backend.length(0) == 16
     assert world.step(world.spans(s0=1)) < TOLERANCE[Format.FP16]
@@ -254,6 +257,53 @@ def test_full_pool_leaves_the_others_alone(rng: np.random.Generator) -> None:
         world.backend.fork(big, 9)
     world.backend.release(big)
     assert world.step(world.spans(s0=9)) < TOLERANCE[Format.FP16]
+
+
+def test_retained_pages_make_room(rng: np.random.Generator) -> None:
+    """A step that finds no page is given again without the oldest retained ones."""
+    world = make(rng, pages=5)
+    tokens = list(range(24))
+    first = world.backend.create(tokens)
+    world.step(world.spans(s0=24), tokens=tokens)
+    world.backend.release(first)
+    second = world.backend.create()
+    world.kept.clear()
+    assert second == first
+    assert world.step(world.spans(s0=17)) < TOLERANCE[Format.FP16]
+    assert world.backend.length(world.backend.create(tokens)) == 16
+
+
+def test_branches_share_what_they_have_in_common(rng: np.random.Generator) -> None:
+    """As the device counts: forks cost their open page, branches the tokens that they add."""
+    world = make(rng)
+    backend, held = world.backend, lambda: world.backend.cache.held(0)
+    root = backend.create()
+    world.step(world.spans(s0=27))
+    assert held() == 4
+    for _ in range(3):
+        world.fork(root, 27)
+    assert held() == 4 + 3
+    world.step(world.spans(s1=5, s2=6, s3=1))
+    assert held() == 4 + 3 + 1
+    for branch in (1, 2):
+        backend.release(branch)
+    assert held() == 4 + 1
+    assert world.step(world.spans(s0=1, s3=1)) < TOLERANCE[Format.FP16]
+
+
+def test_tenants_side_by_side(rng: np.random.Generator) -> None:
+    """Jobs of their own for each, in the same step; one's lack of pages is not the other's."""
+    world = make(rng, TINY.with_(rows=8), quotas={0: 4, 3: 2})
+    mine, other = world.backend.create(), world.backend.create(tenant=3)
+    assert world.step(world.spans(s0=11, s1=9)) < TOLERANCE[Format.FP16]
+    jobs = world.backend.total.jobs
+    assert world.step(world.spans(s0=1, s1=1)) < TOLERANCE[Format.FP16]
+    assert world.backend.total.jobs - jobs == 2 * 2 * 2  # layers, KV heads, tenants
+    world.step(world.spans(s1=6))
+    with pytest.raises(CapacityError, match="1 pages are needed but 0 of the tenant's 2"):
+        world.step(world.spans(s0=1, s1=1))
+    assert world.step(world.spans(s0=20)) < TOLERANCE[Format.FP16]
+    assert [world.backend.length(s) for s in (mine, other)] == [32, 16]
 
 
 def test_context_limit(rng: np.random.Generator) -> None:

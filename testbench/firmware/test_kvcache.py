@@ -4,149 +4,143 @@ import zlib
 from collections import Counter
 
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from m890.firmware import errors
 from m890.firmware.driver import Driver
-from m890.firmware.kvcache import NO_PAGE, KvCache
+from m890.firmware.kvcache import KvCache
 from m890.firmware.memory_map import PlaneShape
+from m890.hdl.commands import Query
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
 from m890.sim.timing.device import ModelDevice
+from m890.testbench.firmware.cache import append, look
 
-CONFIG = preset("tiny").with_(pages=12, sequences=5)
+CONFIG = preset("tiny").with_(pages=16, sequences=5)
 PAGE = CONFIG.page_tokens
 SHAPE = PlaneShape(2, Format.FP16, 8)
 
 
-def make(pages: int = 12, limit: int | None = None) -> KvCache:
+def make(
+    pages: int = 12, limit: int | None = None, quotas: dict[int, int] | None = None
+) -> KvCache:
+    """A pool that is smaller than the core's."""
     device = ModelDevice(CONFIG, 1 << 18, seed=5)
-    driver = Driver(device, ring=8, scratch_bytes=1 << 12)
-    return KvCache(driver, SHAPE, pages=pages, limit=limit)
+    driver = Driver(device, ring=8, scratch_bytes=1 << 14)
+    return KvCache(driver, SHAPE, pages=pages, limit=limit, quotas=quotas)
 
 
-def put(cache: KvCache, sequence: int, token: int, value: int) -> None:
-    """Stands for an APPEND: leaves `value` in the token's place of the last plane."""
-    page = cache.block_table(sequence)[token // PAGE]
-    at = int(cache.plane_base[-1]) + page * cache.stride + 4 * (token % PAGE)
-    cache.driver.view(at, (1,), "<u4")[0] = value
-
-
-def look(cache: KvCache, sequence: int, token: int) -> int:
-    page = cache.block_table(sequence)[token // PAGE]
-    at = int(cache.plane_base[-1]) + page * cache.stride + 4 * (token % PAGE)
-    return int(cache.driver.view(at, (1,), "<u4")[0])
-
-
-def append(cache: KvCache, sequence: int, values: list[int], tokens: list[int] | None) -> None:
-    start = cache.length(sequence)
-    cache.reserve([(sequence, start + len(values))])
-    for i, value in enumerate(values):
-        put(cache, sequence, start + i, value)
-    cache.commit(sequence, len(values), tokens)
-
-
-def content(salt: object, tokens: list[int]) -> int:
+def content(tenant: int, tokens: list[int]) -> int:
     """K and V of a token follow from all tokens up to it."""
-    return zlib.crc32(repr((salt, tokens)).encode())
+    return zlib.crc32(repr((tenant, tokens)).encode())
+
+
+def live(cache: KvCache, tenant: int) -> set[int]:
+    """Pages in the block tables of a tenant's sequences."""
+    mine = [s for s in cache.sequences if cache.tenant(s) == tenant]
+    return {page for s in mine for page in cache.block_table(s)}
 
 
 def check(cache: KvCache) -> None:
-    """Every page is accounted for, and none that may be written is shared."""
-    pool, tree = cache.pool, cache.tree
-    held = Counter(p for s in cache.sequences for p in cache.block_table(s))
-    nodes = list(tree._order)
-    in_tree = Counter(node.page for node in nodes)
-    assert not in_tree or max(in_tree.values()) == 1
-    for page in range(cache.pages):
-        assert pool.references[page] == held[page] + in_tree[page]
-    assert sorted(pool._free) == [p for p in range(cache.pages) if not pool.references[p]]
-    users = Counter(id(n) for s in cache.sequences for n in cache._sequences[s].path)
-    assert all(node.users == users[id(node)] for node in nodes)
-    assert tree.evictable == sum(not node.users for node in nodes)
-    for node in nodes:
-        assert node.parent is not None
-        assert node.parent.page < 0 or node.users <= node.parent.users
+    """The device's counts are what the sequences and the trees of prefixes say."""
+    cache.driver.wait_all()
+    manager = cache.driver.device._tables.pages  # type: ignore[attr-defined]
+    assert sorted(manager.sequences) == cache.sequences
+    references = Counter(p for s in cache.sequences for p in cache.block_table(s))
+    pins = Counter(p for tree in cache.trees.values() for p in tree.pages)
+    assert not pins or max(pins.values()) == 1
+    for number, page in enumerate(manager.pages):
+        assert references[number] == (page.references if page else 0)
+        assert pins[number] == (page.pins if page else 0)
+        assert page is None or number < cache.pages
     for s in cache.sequences:
-        pages, length = cache.block_table(s), cache.length(s)
-        assert len(set(pages)) == len(pages) >= -(-length // PAGE)
-        for page in pages[length // PAGE :]:
-            assert pool.references[page] == 1, "an open page is shared"
+        one, pages = manager.sequences[s], cache.block_table(s)
+        assert (one.tenant, one.pages) == (cache.tenant(s), len(pages))
+        assert one.length in (cache.length(s), cache._sequences[s].end)
+        assert len(set(pages)) == len(pages) >= -(-cache.length(s) // PAGE)
+    for tenant, quota in cache.quotas.items():
+        assert cache.held(tenant) <= quota
+        nodes = list(cache.trees[tenant]._order)
+        users = Counter(
+            id(n)
+            for s in cache.sequences
+            if cache.tenant(s) == tenant
+            for n in cache._sequences[s].path
+        )
+        assert all(node.users == users[id(node)] for node in nodes)
+        assert cache.trees[tenant].evictable == sum(not node.users for node in nodes)
     use = cache.use
     assert use.free + use.cached + use.used == cache.pages
 
 
-def check_device(cache: KvCache) -> None:
-    """Block tables in memory, and the core's sequence table, are the firmware's."""
-    cache.driver.wait_all()
-    bound = cache.driver.device._tables.sequences  # type: ignore[attr-defined]
-    # a table without pages covers no token: the core holds the sequence for closed
-    assert sorted(bound) == [s for s in cache.sequences if cache.block_table(s)]
-    for s in bound:
-        table, capacity = bound[s].table, bound[s].limit
-        pages = cache.block_table(s)
-        entries = cache.driver.view(table, (cache.pages,), "<u4").tolist()
-        assert entries[: len(pages)] == pages
-        assert set(entries[len(pages) :]) <= {NO_PAGE}
-        assert capacity == len(pages) * PAGE
-
-
 class CacheMachine(RuleBasedStateMachine):
-    """Random sequences; `model` holds each one's contents, token numbers (None: unknown), salt."""
+    """Random sequences of two tenants; `model` holds each one's contents, tokens, tenant."""
+
+    quotas = {0: 8, 1: 4}
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = make()
-        self.model: dict[int, tuple[list[int], list[int] | None, object]] = {}
-        self.fresh = 1 << 20
+        self.cache = make(quotas=self.quotas)
+        self.model: dict[int, tuple[list[int], list[int] | None, int]] = {}
+        self.fresh = 1 << 40
         self.refused = False
 
     def pick(self, data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(self.model)), "sequence")
 
+    def left(self, tenant: int) -> int:
+        """Pages that a tenant can get if nothing is retained."""
+        return self.quotas[tenant] - len(live(self.cache, tenant))
+
     @precondition(lambda self: len(self.model) < CONFIG.sequences or not self.refused)
     @rule(
-        salt=st.sampled_from([None, None, "tenant"]),
+        tenant=st.sampled_from([0, 0, 1]),
         length=st.integers(0, 4 * PAGE),
         turn=st.integers(0, 4 * PAGE),
     )
-    def create(self, salt: object, length: int, turn: int) -> None:
+    def create(self, tenant: int, length: int, turn: int) -> None:
         """A prompt of zeros, with ones from `turn` on, as far as the pool has room for it."""
         tokens = [int(i >= turn) for i in range(length)]
         if len(self.model) == CONFIG.sequences:
             self.refused = True
             with pytest.raises(errors.SequencesFull, match="all 5 sequences"):
-                self.cache.create(tokens, salt)
+                self.cache.create(tokens, tenant)
             return
-        s = self.cache.create(tokens, salt)
+        s = self.cache.create(tokens, tenant)
         found = self.cache.length(s)
         assert found % PAGE == 0 and (found < len(tokens) or not tokens)
         known = tokens[:found]
-        self.model[s] = ([content(salt, known[: i + 1]) for i in range(found)], known, salt)
+        values = [content(tenant, known[: i + 1]) for i in range(found)]
+        self.model[s] = (values, known, tenant)
         self.extend(s, tokens[found:], known=True)
 
     def extend(self, s: int, more: list[int], known: bool) -> None:
         """Appends tokens, or is refused where there is no room."""
-        values, tokens, salt = self.model[s]
+        values, tokens, tenant = self.model[s]
         if not known:
             tokens = None
         if tokens is None:
             new = list(range(self.fresh, self.fresh + len(more)))
             self.fresh += len(more)
         else:
-            new = [content(salt, tokens + more[: i + 1]) for i in range(len(more))]
-        need = -(-(len(values) + len(more)) // PAGE) - len(self.cache.block_table(s))
-        room = self.cache.pool.free + self.cache.tree.evictable
-        if len(values) + len(more) > self.cache.limit or need > room:
-            with pytest.raises((errors.PoolFull, errors.ContextLimit)):
-                append(self.cache, s, new, more)
+            new = [content(tenant, tokens + more[: i + 1]) for i in range(len(more))]
+        length, own = len(values), len(self.cache.block_table(s))
+        need = -(-(length + len(more)) // PAGE) - own
+        room = self.left(tenant)
+        try:
+            append(self.cache, s, new, None if tokens is None else more)
+        except errors.ContextLimit:
+            assert length + len(more) > self.cache.limit
             return
-        append(self.cache, s, new, None if tokens is None else more)
+        except errors.PoolFull:
+            # an open page that others hold, too, has to be copied
+            assert need + (length < own * PAGE) > room
+            return
+        assert need <= room
         if more:
-            self.model[s] = (values + new, None if tokens is None else tokens + more, salt)
+            self.model[s] = (values + new, None if tokens is None else tokens + more, tenant)
 
     @precondition(lambda self: self.model)
     @rule(
@@ -159,44 +153,46 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
         s = self.pick(data)
-        values, tokens, salt = self.model[s]
+        values, tokens, tenant = self.model[s]
         at = data.draw(st.integers(0, len(values)), "tokens")
+        room = self.left(tenant)
         try:
             new = self.cache.fork(s, at)
         except errors.SequencesFull:
             assert len(self.model) == CONFIG.sequences
             return
         except errors.PoolFull:
-            assert at % PAGE and not self.cache.pool.free + self.cache.tree.evictable
+            assert at % PAGE and not room
             return
         shared = at // PAGE
         assert self.cache.block_table(new)[:shared] == self.cache.block_table(s)[:shared]
-        self.model[new] = (values[:at], None if tokens is None else tokens[:at], salt)
+        self.model[new] = (values[:at], None if tokens is None else tokens[:at], tenant)
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
     def trim(self, data: st.DataObject) -> None:
         s = self.pick(data)
-        values, tokens, salt = self.model[s]
+        values, tokens, tenant = self.model[s]
         at = data.draw(st.integers(0, len(values)), "tokens")
-        try:
-            self.cache.trim(s, at)
-        except errors.PoolFull:
-            assert at % PAGE and not self.cache.pool.free + self.cache.tree.evictable
-            return
-        self.model[s] = (values[:at], None if tokens is None else tokens[:at], salt)
+        self.cache.trim(s, at)
+        self.model[s] = (values[:at], None if tokens is None else tokens[:at], tenant)
 
     @precondition(lambda self: self.model)
-    @rule(data=st.data(), more=st.integers(1, 12))
-    def reserve_only(self, data: st.DataObject, more: int) -> None:
-        """Reserved tokens that are never committed, as rejected drafts are not."""
+    @rule(data=st.data(), more=st.integers(1, 12), kept=st.integers(0, 12))
+    def draft(self, data: st.DataObject, more: int, kept: int) -> None:
+        """Appends tokens of which the first `kept` are committed."""
         s = self.pick(data)
+        values, _, tenant = self.model[s]
+        new = list(range(self.fresh, self.fresh + more))
+        self.fresh += more
         try:
-            self.cache.reserve([(s, self.cache.length(s) + more)])
+            append(self.cache, s, new, None, commit=False)
         except (errors.PoolFull, errors.ContextLimit):
             return
-        for i in range(more):
-            put(self.cache, s, self.cache.length(s) + i, 7)
+        kept = min(kept, more)
+        self.cache.commit(s, kept)
+        if kept:
+            self.model[s] = (values + new[:kept], None, tenant)
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
@@ -212,12 +208,11 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.sequences == sorted(self.model)
         for s, (values, _, _) in self.model.items():
             assert self.cache.length(s) == len(values)
-            assert [look(self.cache, s, i) for i in range(len(values))] == values
+            assert look(self.cache, s) == values
 
     @invariant()
     def accounts(self) -> None:
         check(self.cache)
-        check_device(self.cache)
 
 
 CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
@@ -226,7 +221,7 @@ TestCacheMachine = CacheMachine.TestCase
 
 def test_same_prompt_shares_pages() -> None:
     """Also after the first agent has gone; the last token is always computed again."""
-    cache = make()
+    cache = make(quotas={0: 8, 1: 4})
     prompt = list(range(3 * PAGE))
     first = cache.create(prompt)
     assert cache.length(first) == 0
@@ -236,7 +231,7 @@ def test_same_prompt_shares_pages() -> None:
     assert cache.block_table(second) == cache.block_table(first)[:2]
     longer = cache.create([*prompt, 1])
     assert cache.length(longer) == 3 * PAGE
-    other = cache.create(prompt, salt="other tenant")
+    other = cache.create(prompt, tenant=1)
     assert cache.length(other) == 0
     for s in (first, second, longer, other):
         cache.release(s)
@@ -268,30 +263,88 @@ def test_eviction_takes_leaves_before_their_parents() -> None:
     assert cache.length(cache.create(list(range(4 * PAGE)))) == 2 * PAGE
 
 
+def test_a_tenant_cannot_flush_another() -> None:
+    """What one retains stays, however much the other asks for; the other evicts its own."""
+    cache = make(quotas={0: 5, 1: 4})
+    kept = list(range(3 * PAGE))
+    s = cache.create(kept)
+    append(cache, s, kept, kept)
+    cache.release(s)
+    for name in range(7):
+        greedy = cache.create((), tenant=1)
+        append(cache, greedy, [name] * 3 * PAGE, [name] * 3 * PAGE)
+        cache.release(greedy)
+    greedy = cache.create((), tenant=1)
+    with pytest.raises(errors.PoolFull, match="5 pages are needed but 4 of the tenant's 4"):
+        append(cache, greedy, [0] * 5 * PAGE, None)
+    assert cache.held(0) == 3 and cache.length(cache.create([*kept, 0])) == 3 * PAGE
+    check(cache)
+
+
+def test_quotas() -> None:
+    cache = make(quotas={0: 8, 2: 2})
+    with pytest.raises(errors.UnknownTenant, match="tenant 1 has no pages"):
+        cache.create((), tenant=1)
+    with pytest.raises(errors.UnknownTenant):
+        cache.set_quota(CONFIG.tenants, 1)
+    with pytest.raises(errors.ShapeError, match="a quota of 3 pages for tenant 1 does not fit"):
+        cache.set_quota(1, 3)
+    cache.set_quota(1, 2)
+    append(cache, cache.create((), tenant=1), [1] * 2 * PAGE, None)
+    cache.set_quota(0, 7)
+    cache.set_quota(1, 3)
+    assert cache.held(1) == 2
+
+
+def test_branches_grow_by_their_own_tokens() -> None:
+    """As the device counts: a fork costs its open page, and each branch what it appends."""
+    cache = make()
+    root = cache.create()
+    append(cache, root, list(range(3 * PAGE + 2)), None)
+
+    def held() -> int:
+        asked = cache.driver.submit("QUERY", what=int(Query.HELD), tenant=0)
+        return int(cache.driver.wait(asked)["beats"][0])
+
+    assert held() == 4
+    branches = [cache.fork(root, 3 * PAGE + 2) for _ in range(3)]
+    assert held() == 4 + 3  # the open page of each
+    for n, branch in enumerate(branches):
+        append(cache, branch, [n] * (PAGE - 2), None)
+    assert held() == 7
+    append(cache, branches[0], [7], None)
+    assert held() == 8
+    for branch in branches[1:]:
+        cache.release(branch)
+    assert held() == 6
+    assert look(cache, root) == list(range(3 * PAGE + 2))
+
+
 def test_pool_full_changes_nothing() -> None:
     cache = make(pages=3)
     one, two = cache.create(), cache.create()
     append(cache, one, list(range(PAGE + 1)), None)
     append(cache, two, [5], None)
-    before = cache.driver.memory[cache.driver.scratch.region.end :].copy()
-    with pytest.raises(errors.PoolFull, match="1 pages are needed but 0 of the pool's 3"):
-        cache.reserve([(one, PAGE + 2), (two, PAGE + 1)])
+    tables = [cache.block_table(s) for s in (one, two)]
+    with pytest.raises(errors.PoolFull, match="1 pages are needed but 0 of the tenant's 3"):
+        append(cache, two, [0] * PAGE, None)
     with pytest.raises(errors.PoolFull):
         cache.fork(one, PAGE + 1)
-    cache.driver.wait_all()
-    assert np.array_equal(before, cache.driver.memory[cache.driver.scratch.region.end :])
+    check(cache)
+    assert [cache.block_table(s) for s in (one, two)] == tables
+    assert look(cache, two) == [5]
     assert cache.length(cache.fork(one, PAGE)) == PAGE  # needs no page of its own
     cache.release(two)
-    cache.reserve([(one, 2 * PAGE + 1)])
+    append(cache, one, [0] * PAGE, None)
     check(cache)
 
 
 def test_context_limit() -> None:
     cache = make(limit=20)
     s = cache.create()
-    cache.reserve([(s, 20)])
+    cache.expect([(s, 20)])
     with pytest.raises(errors.ContextLimit, match="would hold 21 tokens but the limit is 20"):
-        cache.reserve([(s, 21)])
+        cache.expect([(s, 21)])
     assert cache.limit == 20
 
 
@@ -303,7 +356,8 @@ def test_lengths_out_of_place() -> None:
         with pytest.raises(errors.BadLength, match="name a token count from 0 to 3"):
             call(s, 4)
     with pytest.raises(errors.BadLength):
-        cache.commit(s, 6)  # more than was reserved
+        cache.commit(s, 6)  # more than was appended
+    cache.expect([(s, 5)])
     with pytest.raises(errors.ShapeError, match="1 token numbers do not name 2"):
         cache.commit(s, 2, [1])
     with pytest.raises(errors.UnknownSequence, match="sequence 4 does not exist"):
@@ -322,19 +376,3 @@ def test_shapes_are_checked(shape: PlaneShape, message: str) -> None:
     driver = Driver(ModelDevice(CONFIG, 1 << 18), scratch_bytes=1 << 12)
     with pytest.raises(errors.ShapeError, match=message):
         KvCache(driver, shape)
-
-
-def test_read_tokens(rng: np.random.Generator) -> None:
-    """Codes that an APPEND wrote come back in order, across pages."""
-    cache = make()
-    s, count = cache.create(), 2 * PAGE + 3
-    cache.reserve([(s, count)])
-    source = rng.normal(size=(2, count, 8)).astype(np.float16)
-    at = cache.driver.place(source)
-    cache.driver.submit("APPEND", plane=1, sequence=s, start=0, tokens=count, source_format=1,
-                        k=at, v=at + source[0].nbytes, source_stride=16)  # fmt: skip
-    cache.driver.wait_all()
-    cache.commit(s, count)
-    for value in (False, True):
-        found = cache.read_tokens(1, s, value=value)
-        np.testing.assert_array_equal(found.view(np.float16), source[int(value)])

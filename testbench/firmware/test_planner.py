@@ -39,7 +39,8 @@ def steps(draw: st.DrawFn) -> tuple[CoreConfig, list[Request], int, bool]:
         if draw(st.booleans()):
             masks = [draw(st.integers(0, (1 << i) - 1)) | 1 << i for i in range(count)]
             places = [start + mask.bit_count() - 1 for mask in masks]
-        requests.append(Request(number, start, count, pages, masks, places))
+        tenant = draw(st.sampled_from([0, 0, 2]))
+        requests.append(Request(number, start, count, pages, masks, places, tenant))
     return config, requests, group, draw(st.booleans())
 
 
@@ -56,6 +57,7 @@ def test_every_row_sees_its_context(step: tuple[CoreConfig, list[Request], int, 
     for job in range(made.jobs):
         first, rows, segments = int(made.first[job]), int(made.rows[job]), made.segments[job]
         assert 1 <= rows <= config.rows and 1 <= len(segments) <= config.max_segments
+        assert {by_number[s.sequence].tenant for s in segments} == {made.tenant[job]}
         if not share:
             assert len({owner[t].sequence for t in made.token[first : first + rows]}) == 1
         for row in range(rows):
