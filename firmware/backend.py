@@ -90,10 +90,12 @@ class DeviceBackend:
         quotas: Mapping[int, int] | None = None,
         share: bool = True,
         output_format: OutputFormat = OutputFormat.FP32,
+        tags: bool = False,
     ) -> None:
         """Makes the KV cache; `share` lets sequences with common pages stand in one job.
 
-        `rotate` None: as the format is better, see PlaneShape.
+        `rotate` None: as the format is better, see PlaneShape. With `tags` the device finds damage
+        to K and V in memory: `attend` then raises BadTag.
         """
         if heads % kv_heads:
             raise ShapeError(f"{heads} heads cannot share {kv_heads} KV heads evenly")
@@ -110,7 +112,7 @@ class DeviceBackend:
         # a BF16 cache gets BF16 sources and queries, every other one FP16
         self.source_format = Format.BF16 if format == Format.BF16 else Format.FP16
         self._source = np.dtype(ml_dtypes.bfloat16 if format == Format.BF16 else np.float16)
-        shape = PlaneShape(layers * kv_heads, format, self.head, rotate)
+        shape = PlaneShape(layers * kv_heads, format, self.head, rotate, tags)
         self.cache = KvCache(driver, shape, limit=limit, pages=pages, quotas=quotas)
         layout = shape.layout(config)
         self._token_bytes = layout.chunk_bytes / config.lanes

@@ -113,6 +113,7 @@ class KvCache:
             "base": self.plane_base,
             "stride": self.stride,
             "rotate": int(self.shape.rotated(self.config)),
+            "tags": int(self.shape.tags),
         }
         self.driver.wait(self.driver.submit_many(self.driver.pack("PLANE", count, values)))
 

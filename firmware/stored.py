@@ -71,6 +71,12 @@ def read_tags(layout: PageLayout, chunks: Bytes, *, value: bool) -> NDArray[np.u
     return np.ascontiguousarray(raw).view("<u2")[..., 0]
 
 
+def write_tags(layout: PageLayout, chunks: Bytes, tags: NDArray, *, value: bool) -> None:
+    """Puts integrity tags [..., lanes] into the headers of chunks."""
+    raw = np.ascontiguousarray(tags[..., None], "<u2").view(np.uint8)
+    header(layout, chunks, value=value)[..., -TAG_BYTES:] = raw
+
+
 def write_scales(layout: PageLayout, chunks: Bytes, scales: NDArray, *, value: bool) -> None:
     """Puts scales, in the form of `read_scales`, into the headers of chunks."""
     raw = scales if layout.coding.grouped else np.ascontiguousarray(scales[..., None], "<u2")

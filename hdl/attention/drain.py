@@ -9,10 +9,11 @@ from amaranth.lib.wiring import In, Out
 
 from m890.hdl.attention.bundles import RowBundles, bits, ended_layout
 from m890.hdl.attention.rotate_back import RotateBack
-from m890.hdl.commands import Error, Status
+from m890.hdl.commands import ATTEND, Error, Status
 from m890.hdl.config import CoreConfig
-from m890.hdl.control.layouts import EVENT
+from m890.hdl.control.layouts import ENTRIES, EVENT
 from m890.hdl.kv.items import COUNT_BITS
+from m890.hdl.kv.tags import ROW_NAME
 from m890.hdl.memory.ports import WritePort
 from m890.hdl.memory.queue import Queue
 from m890.hdl.memory.sram import Sram
@@ -37,6 +38,7 @@ def drain_layout(config: CoreConfig) -> data.StructLayout:
     )  # fmt: skip
 
 
+PLANE_FIELD = ATTEND.fields.index(ATTEND.field("plane"))
 FLUSH = 15
 """Cycles after the last word is read in which the normalisers still need the job."""
 
@@ -57,6 +59,7 @@ class Drain(wiring.Component):
     Members
         job : In(stream of drain_layout), in the order of V ends. o_done, l_done, their slots : In.
         ended0, ended1 : In. status0, status1 : In. Status bits of the scores. bus_error : In(2).
+        ident : Out. The job that is looked at; bad_tag, bad_row : In. TagFaults' answer.
         started, started_slot : Out. Pulse: these have been looked at.
         drain, drain_row, l_row, l_slot : Out. Reads of the array; o_word, l : In.
         drained, drained_slot : Out. Pulse: the slot's accumulators and l may be overwritten.
@@ -71,7 +74,8 @@ class Drain(wiring.Component):
     Storage
         BEATS port beats; rows x (reciprocal, exponent, l).
     Errors
-        BUS_ERROR where memory reports one.
+        BUS_ERROR where memory reports one. BAD_TAG where a row was bad: `index` and `beats` of the
+        event are its name.
     """
 
     if TYPE_CHECKING:  # the ports are made below, from the bundles' names
@@ -95,6 +99,9 @@ class Drain(wiring.Component):
                 "status0": In(8),
                 "status1": In(8),
                 "bus_error": In(2),
+                "ident": Out(bits(ENTRIES)),
+                "bad_tag": In(1),
+                "bad_row": In(ROW_NAME),
                 "drain": Out(b.drain),
                 "drain_row": Out(row),
                 "l_row": Out(row),
@@ -141,7 +148,8 @@ class Drain(wiring.Component):
         with m.If(self.l_done):
             m.d.sync += ready_l.bit_select(self.l_done_slot, 1).eq(1)
         finished = ready_o.bit_select(job.slot, 1) & ready_l.bit_select(job.slot, 1)
-        failed = Signal()
+        failed, bad_tag = Signal(), Signal()
+        m.d.comb += self.ident.eq(job.ident)
 
         ack_layout = data.StructLayout({"event": EVENT, "rows": COUNT_BITS})
         m.submodules.acks = acks = Queue(ack_layout, 4, sram=False)
@@ -156,6 +164,15 @@ class Drain(wiring.Component):
             acks.i.payload.rows.eq(Mux(failed, 0, job.rows)),
             self.busy.eq(jobs.o.valid | acks.o.valid),
         ]
+
+        with m.If(bad_tag & ~bad & (ended.error == Error.OK)):
+            m.d.comb += [
+                event.error.eq(Error.BAD_TAG),
+                event.field.eq(PLANE_FIELD),
+                event.index.eq(self.bad_row.sequence),
+                event.beats.eq(self.bad_row.token),
+                event.status.eq(0),
+            ]
 
         row, word = Signal(COUNT_BITS), Signal(bits(c.max_head // c.drain_lanes))
         rotated = Signal()
@@ -175,9 +192,9 @@ class Drain(wiring.Component):
                 m.d.sync += flush.eq(Mux(rotated, longest, FLUSH))
                 m.d.sync += header_due.eq(job.format == OutputFormat.RAW)
                 with m.If(jobs.o.valid & finished):
-                    fails = (now.error != Error.OK) | bad_now
+                    fails = (now.error != Error.OK) | bad_now | self.bad_tag
                     m.d.comb += self.started.eq(1)
-                    m.d.sync += failed.eq(fails)
+                    m.d.sync += [failed.eq(fails), bad_tag.eq(self.bad_tag)]
                     with m.If(fails):
                         m.d.sync += state.eq(DrainState.FLUSH)
                         m.d.comb += self.drained.eq(1)

@@ -16,6 +16,7 @@ from m890.hdl.config import CoreConfig
 from m890.hdl.control.layouts import EVENT, job_layout, query_layout, row_layout, segment_layout
 from m890.hdl.kv.items import COUNT_BITS
 from m890.hdl.kv.path import PORTS, KvPath
+from m890.hdl.kv.tags import TagFaults
 from m890.hdl.memory.ports import ReadPort, WritePort
 from m890.hdl.numerics.pipeline import bundle
 from m890.hdl.registers import Stall
@@ -76,6 +77,7 @@ class AttentionEngine(wiring.Component):
         m.submodules.array = array = self.array
         m.submodules.store = store = StateAdder(c)
         m.submodules.drain = drain = Drain(c)
+        m.submodules.tag_faults = faults = TagFaults()
 
         def join(a: Any, b: Any) -> None:
             wiring.connect(m, a, b)
@@ -145,6 +147,17 @@ class AttentionEngine(wiring.Component):
                 array.setup[name].eq(self.row[name])
                 for name in ("slot", "row", "position", "draft", "sink")
             ),
+        ]
+        m.d.comb += [
+            faults.clear.eq(self.job.valid & self.job.ready),
+            faults.clear_ident.eq(self.job.payload.ident),
+            # A fault is here before its row's last beat has left the transposer (lanes cycles) or,
+            # in K, the array: so before the job can end.
+            faults.k.eq(path.k_fault),
+            faults.v.eq(path.v_fault),
+            faults.ident.eq(drain.ident),
+            drain.bad_tag.eq(faults.bad),
+            drain.bad_row.eq(faults.name),
         ]
         self._status(m, path, store, drain)
         self._useful(m, sequencer, control)

@@ -99,7 +99,7 @@ def segment_layout(config: CoreConfig) -> data.StructLayout:
         {
             "kind": 2, "start": TOKEN_BITS, "end": TOKEN_BITS, "row_mask": config.rows,
             "table": config.address_bits, "address": config.address_bits, "first": 1, "last": 1,
-            "index": 8,
+            "index": 8, "sequence": 16,
         }
     )  # fmt: skip
 

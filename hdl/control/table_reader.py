@@ -363,7 +363,10 @@ class TableReader(wiring.Component):
             out.first.eq(index == 0),
             out.last.eq(index + 1 == job.segments),
             out.index.eq(index),
-            *(out[n].eq(word[n]) for n in ("kind", "start", "end", "row_mask", "address")),
+            *(
+                out[n].eq(word[n])
+                for n in ("kind", "sequence", "start", "end", "row_mask", "address")
+            ),
         ]
 
 

@@ -41,7 +41,7 @@ class Append(wiring.Component):
         busy : Out. A command is here or offered; the unit may stand still while it is low.
     Latency
         One token, from `command` to `done`, in a memory that gives the first beat R cycles after a
-        request and acknowledges a write after W: R + W + 3 tiles + header + 24 +
+        request and acknowledges a write after W: R + W + 3 tiles + header + 26 +
         ceil(log2(lanes) / 2) cycles (`header`: 1 if the plane has headers), and Rotate's if it is
         rotated.
     Throughput
@@ -111,6 +111,8 @@ class Append(wiring.Component):
             writer.k_scales.eq(k_scales),
             writer.v_scales.eq(row.payload.scales),
             writer.header.eq(header),
+            writer.tags.eq(job.tags),
+            writer.begins.eq(tile == 0),
             writer.is_header.eq(is_header),
         ]  # fmt: skip
         group = tile_group(config, tile)

@@ -115,6 +115,7 @@ def segment_layout(config: CoreConfig) -> data.StructLayout:
             "address": config.address_bits,
             "last": 1,
             "index": COUNT_BITS,
+            "sequence": 16,
         }
     )
 
@@ -157,6 +158,7 @@ def item_layout(config: CoreConfig) -> data.StructLayout:
             "row_mask": config.rows,
             "error": 8,
             "index": COUNT_BITS,
+            "sequence": 16,
         }
     )
 
@@ -221,7 +223,7 @@ CHUNK_TAG = data.StructLayout({"format": 4, "tiles": COUNT_BITS, "tags": 1})
 
 def tile_beat_layout(config: CoreConfig) -> data.StructLayout:
     """A port beat that holds an element beat: `part` counts places of its size from the low end."""
-    return data.StructLayout({"data": config.port_bits, "part": 2, "format": 4})
+    return data.StructLayout({"data": config.port_bits, "part": 2, "format": 4, "tags": 1})
 
 
 def scale_layout(config: CoreConfig) -> data.StructLayout:

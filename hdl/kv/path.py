@@ -22,6 +22,7 @@ from m890.hdl.kv.items import (
     see_layout,
     segment_layout,
 )
+from m890.hdl.kv.tags import CHECK, FAULT, TagCheck, TagReader
 from m890.hdl.kv.translate import Translator
 from m890.hdl.kv.transpose import Transposer
 from m890.hdl.kv.walker import Walker
@@ -48,6 +49,8 @@ class KvPath(wiring.Component):
         k_beat, v_beat : streams of `lanes` raw codes. scale : stream of K and V scales of a chunk.
         bias_beat : stream of `lanes` 16-bit floats, one per row. raw_beat : stream of port beats.
         table, k, v, bias, raw : read ports.
+        k_fault, v_fault : Out(FAULT). A row is not its integrity tag's. Comes before the row's last
+        element beat has left the array.
         bus_error[slot] : pulse; data of that slot's job had a bus error. Comes before the data.
         walking : a job is here, but no item is known.
     Latency
@@ -82,6 +85,8 @@ class KvPath(wiring.Component):
     v: Any
     bias: Any
     raw: Any
+    k_fault: Any
+    v_fault: Any
     bus_error: Signal
     walking: Signal
 
@@ -101,6 +106,8 @@ class KvPath(wiring.Component):
                 "bias_beat": Out(elements),
                 "raw_beat": Out(stream.Signature(raw_layout(config))),
                 **{name: Out(ReadPort(config)) for name in PORTS},
+                "k_fault": Out(FAULT),
+                "v_fault": Out(FAULT),
                 "bus_error": Out(2),
                 "walking": Out(1),
             }
@@ -115,6 +122,9 @@ class KvPath(wiring.Component):
         m.submodules.k_fetch = k = self._tile_fetcher()
         m.submodules.v_fetch = v = self._tile_fetcher()
         m.submodules.header = header = HeaderReader(config)
+        m.submodules.tags = tags = TagReader(config)
+        m.submodules.k_check = k_check = TagCheck(config)
+        m.submodules.v_check = v_check = TagCheck(config)
         m.submodules.bias_fetch = bias = Fetcher(
             config, tag=1, depth=max(2 * config.rows, 4), piece=max(config.rows, 2)
         )
@@ -129,8 +139,12 @@ class KvPath(wiring.Component):
         wiring.connect(m, wiring.flipped(self.job), walker.job)
         wiring.connect(m, wiring.flipped(self.segment), walker.segment)
         wiring.connect(m, walker.o, translator.i)
-        wiring.connect(m, k.o, k_gearbox.i)
-        wiring.connect(m, v.o, v_gearbox.i)
+        for fetcher, check, gearbox, expected in (
+            (k, k_check, k_gearbox, tags.k), (v, v_check, v_gearbox, tags.v)
+        ):  # fmt: skip
+            wiring.connect(m, fetcher.o, check.i)
+            wiring.connect(m, check.o, gearbox.i)
+            wiring.connect(m, expected, check.expected)
         wiring.connect(m, v_gearbox.o, transposer.i)
         for source, name in (
             (items.o, "item"), (k_gearbox.o, "k_beat"), (header.scale, "scale"),
@@ -147,9 +161,14 @@ class KvPath(wiring.Component):
             v.there.eq(header.v_there),
             k_gearbox.scales.eq(header.k_group),
             v_gearbox.scales.eq(header.v_group),
-            k.header_room.eq(header.room),
+            k.header_room.eq(header.room & tags.room),
             header.valid.eq(k.header_valid),
             header.beat.eq(k.header),
+            tags.reserve.eq(k.header_reserve),
+            tags.valid.eq(k.header_valid),
+            tags.beat.eq(k.header),
+            self.k_fault.eq(k_check.fault),
+            self.v_fault.eq(v_check.fault),
             self.see.eq(walker.see),
             walker.seen.eq(self.seen),
             self.v_beat.valid.eq(transposer.o.valid),
@@ -160,7 +179,7 @@ class KvPath(wiring.Component):
             bias.o.ready.eq(self.bias_beat.ready),
             self.bus_error.eq(k.bus_error | v.bus_error | bias.bus_error | raw.bus_error),
         ]
-        self._share(m, translator.o, items, k, v, bias, raw)
+        self._share(m, translator.o, items, k, v, bias, raw, (k_check, v_check))
 
         # Jobs between their first cycle here and the taking of their END item.
         jobs = Signal(range(4 * ITEM_DEPTH))
@@ -181,8 +200,9 @@ class KvPath(wiring.Component):
         v: Fetcher,
         bias: Fetcher,
         raw: RawFetcher,
+        checks: tuple[TagCheck, TagCheck],
     ) -> None:
-        """Hands every located item to the sequencer and to the fetchers that it concerns."""
+        """Hands every located item to the sequencer, the fetchers and the checks it concerns."""
         payload, item = located.payload, located.payload.item
         chunk = item.kind == ItemKind.CHUNK
         targets = (
@@ -191,6 +211,7 @@ class KvPath(wiring.Component):
             (v.i, chunk),
             (bias.i, chunk & item.bias),
             (raw.i, item.kind == ItemKind.RAW),
+            *((check.chunk, chunk & item.tags) for check in checks),
         )
         sent = Signal(len(targets))
         done = Signal(len(targets))
@@ -215,6 +236,11 @@ class KvPath(wiring.Component):
                 fetcher.i.payload.tag[name].eq(item[name])
                 for fetcher in (k, v)
                 for name in CHUNK_TAG.members
+            ),
+            *(
+                check.chunk.payload[name].eq(item[name])
+                for check in checks
+                for name in CHECK.members
             ),
             Cat(command.i.payload.slot for command in (k, v, bias, raw)).eq(item.slot.replicate(4)),
             raw.i.payload.source.eq(payload.source),

@@ -87,7 +87,8 @@ class Regroup(wiring.Component):
         ]
 
         active = Signal()
-        format, left = Signal(4), Signal(COUNT_BITS)  # tiles of the chunk, this group's included
+        format, tags = Signal(4), Signal()
+        left = Signal(COUNT_BITS)  # tiles of the chunk, this group's included
         packed, size = Signal(2), Signal(2)  # tiles of a full group, of this one (log2)
         first = Signal(COUNT_BITS)  # tile of the group
         tile, token = Signal(2), Signal(lane_bits)  # tile within the group
@@ -125,7 +126,7 @@ class Regroup(wiring.Component):
             coming = chunks.o.payload
             m.d.sync += [
                 active.eq(chunks.o.valid), first.eq(0), left.eq(coming.tiles),
-                format.eq(coming.format),
+                format.eq(coming.format), tags.eq(coming.tags),
                 packed.eq(packing(coming.format)),
                 size.eq(group_size(packing(coming.format), coming.tiles)),
             ]  # fmt: skip
@@ -136,7 +137,7 @@ class Regroup(wiring.Component):
             look.format.eq(format), look.last.eq(chunk_end),
         ]  # fmt: skip
         with m.If(read):
-            m.d.sync += [reading.eq(1), o.part.eq(part), o.format.eq(format)]
+            m.d.sync += [reading.eq(1), o.part.eq(part), o.format.eq(format), o.tags.eq(tags)]
         with m.Elif(self.o.ready):
             m.d.sync += reading.eq(0)
         m.d.comb += [

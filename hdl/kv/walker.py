@@ -105,7 +105,10 @@ class Walker(wiring.Component):
                 entry.item[name].eq(job[name])
                 for name in ("slot", "ident", "tiles", "format", "tags", "rows")
             ),
-            *(entry.item[name].eq(segment[name]) for name in ("start", "end", "row_mask", "index")),
+            *(
+                entry.item[name].eq(segment[name])
+                for name in ("start", "end", "row_mask", "index", "sequence")
+            ),
             entry.item.kind.eq(kind),
             entry.item.bias.eq(job.bias),
             entry.item.draft.eq(segment.kind == SegmentKind.DRAFT),

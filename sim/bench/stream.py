@@ -140,11 +140,12 @@ def _choose(config: CoreConfig, context: BenchContext) -> list[Workload]:
 
 
 def measure(
-    config: CoreConfig, work: Workload, context: BenchContext, head: int, latency: int, checked: int
-) -> Measured:
+    config: CoreConfig, work: Workload, context: BenchContext, head: int, latency: int,
+    checked: int, *, tags: bool = False,
+) -> Measured:  # fmt: skip
     """Lays out pages, runs all jobs under one doorbell, and compares some with golden."""
     planes = len(work.steps)
-    shape = PlaneShape(planes, Format.E4M3, head)
+    shape = PlaneShape(planes, Format.E4M3, head, tags=tags)
     pages = sum(-(-n // config.page_tokens) for n in work.tokens)
     size = memory_bytes(config, shape, pages=pages, scratch=SCRATCH)
     with RtlDevice(
@@ -229,6 +230,9 @@ class _Stage:
             stored.write_rows(layout, raw, rows, value=value)
             some = scales[int(value)].reshape(chunks, lanes)
             stored.write_scales(layout, raw, some, value=value)
+            if layout.tags:
+                half = stored.header(layout, raw, value=value)[..., : layout.scale_bytes]
+                stored.write_tags(layout, raw, golden.tag(rows, half), value=value)
         raw = raw.reshape(-1, layout.page_bytes)
         base = int(self.cache.plane_base[plane])
         for page, contents in zip(self.cache.block_table(sequence), raw, strict=True):

@@ -117,7 +117,7 @@ def test_every_command_reaches_its_engine_and_completes(seed, fp16, rotate):
         assert seen == {
             "kind": asked["kind"], "start": asked["start"], "end": asked["end"], "address": 0,
             "row_mask": asked["row_mask"], "table": SEQUENCE_TABLE + 64, "first": n == 0,
-            "last": n == 1, "index": n,
+            "last": n == 1, "index": n, "sequence": asked["sequence"],
         }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from m890.hdl.commands import SegmentKind
 from m890.hdl.config import CoreConfig, preset
 from m890.hdl.kv.items import ItemKind, item_layout, see_layout
 from m890.hdl.kv.path import PORTS, KvPath
+from m890.hdl.kv.tags import FAULT, ROW_NAME
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format
 from m890.testbench.hdl.kv.reference import Job, Segment, Streams, expect
@@ -60,7 +61,7 @@ def make_job(
         segments.append(
             Segment(
                 kind, start, end, chance.randrange(1 << rows), table,
-                port * chance.randrange(1 << 34), pages,
+                port * chance.randrange(1 << 34), chance.randrange(1 << 16), pages,
             )
         )  # fmt: skip
     used = chance.randint(1, rows)
@@ -109,9 +110,15 @@ class Bench:
         layout, chance = see_layout(self.config), random.Random(1)
         answer = None
         while True:
-            _, _, value, errors, walking = await ctx.tick().sample(
-                Value.cast(self.dut.see), self.dut.bus_error, self.dut.walking
-            )
+            _, _, value, errors, walking, *faults = await ctx.tick().sample(
+                Value.cast(self.dut.see), self.dut.bus_error, self.dut.walking,
+                Value.cast(self.dut.k_fault), Value.cast(self.dut.v_fault),
+            )  # fmt: skip
+            for fault, found in zip(faults, (self.got.k_fault, self.got.v_fault), strict=True):
+                row = fields(FAULT, fault)
+                if row["valid"]:
+                    name = fields(ROW_NAME, row["name"])
+                    found.append((row["ident"], name["sequence"], name["token"]))
             if errors:
                 self.bus_errors.append(errors)
             self.walking += walking

@@ -1,13 +1,15 @@
 """What the KV read path must bring for a job, computed from the page layout alone."""
 
+from binascii import crc_hqx
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from m890.hdl.commands import Error, SegmentKind
 from m890.hdl.config import CoreConfig
+from m890.hdl.control.layouts import ENTRIES
 from m890.hdl.kv.items import ItemKind
-from m890.hdl.layout import PageLayout, raw_stride
+from m890.hdl.layout import TAG_START, PageLayout, raw_stride
 from m890.hdl.numerics.formats import CODINGS, Format
 from m890.sim.golden.elements import ungroup
 from m890.testbench.hdl.kv.support import Image
@@ -23,10 +25,11 @@ class Segment:
     row_mask: int
     table: int
     address: int
+    sequence: int = 0
     pages: dict[int, int] = field(default_factory=dict)  # index in the block table -> page number
 
     def payload(self, *, index: int, last: bool) -> dict[str, int]:
-        names = ("start", "end", "row_mask", "table", "address")
+        names = ("start", "end", "row_mask", "table", "address", "sequence")
         return {
             "kind": int(self.kind),
             "last": int(last),
@@ -90,6 +93,8 @@ class Streams:
     raw_beat: list[tuple[int, int, int]] = field(default_factory=list)  # (row, first, data)
     query: list[tuple[int, int]] = field(default_factory=list)  # (t_low, t_high) asked about
     table: list[int] = field(default_factory=list)  # table beats read
+    k_fault: list[tuple[int, int, int]] = field(default_factory=list)  # (job, sequence, token)
+    v_fault: list[tuple[int, int, int]] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """Payloads of the streams and questions."""
@@ -140,7 +145,13 @@ def _job(config: CoreConfig, image: Image, job: Job, out: Streams) -> None:
                 about
                 | {"kind": ItemKind.CHUNK, "base_token": token, "draft": draft, "bias": job.bias}
             )
-            _chunk(config, image, job, page, token % config.page_tokens, out)
+            inside = token % config.page_tokens
+            _chunk(config, image, job, page, inside, out)
+            for t in range(low, high + 1) if job.tags else ():
+                for value in range(2):
+                    if not _whole(config, image, job, page, inside + t - token, value=bool(value)):
+                        fault = (job.ident % ENTRIES, s.sequence, t)
+                        (out.k_fault, out.v_fault)[value].append(fault)
             if job.bias:
                 at = s.address + (chunk - first) * job.rows * port
                 for row in range(job.rows):
@@ -183,6 +194,30 @@ def _codes(
         for group in range(layout.scale_bytes)
     ]
     return ungroup(codes >> 4 * (feature % 2) & 15, np.stack(scales, -1), layout.format)
+
+
+def _whole(
+    config: CoreConfig, image: Image, job: Job, page: int, token: int, *, value: bool
+) -> bool:
+    """Whether a row's tag is its own. In two of three rows it is made so."""
+    layout = PageLayout(config, job.format, job.tiles, job.tags)
+    start = job.base + page * job.stride
+    elements = np.array(
+        [
+            layout.element(token, feature, value=value) + n
+            for feature in range(0, job.tiles * config.lanes, max(1, 8 // layout.coding.bits))
+            for n in range(max(1, layout.coding.bits // 8))
+        ]
+    )
+    scale, at = layout.scale(token, value=value), start + layout.tag(token, value=value)
+    half = image.bytes(start + np.arange(scale, layout.tag(token, value=value)))
+    tag = crc_hqx(image.bytes(start + elements).tobytes() + half.tobytes(), TAG_START)
+    low = at // 4 * 4
+    word = image.words.get(low, int.from_bytes(image.bytes(low + np.arange(4)).tobytes(), "little"))
+    if tag % 3:
+        word = word & ~(0xFFFF << 8 * (at - low)) | tag << 8 * (at - low)
+        image.words[low] = word
+    return word >> 8 * (at - low) & 0xFFFF == tag
 
 
 def _raw(config: CoreConfig, image: Image, job: Job, s: Segment, out: Streams) -> None:

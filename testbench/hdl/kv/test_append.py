@@ -1,16 +1,18 @@
 """Append unit: pages as the layout and the golden model say, in every format, with stalls."""
 
 import random
+from binascii import crc_hqx
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 
+from m890.firmware.stored import pack
 from m890.hdl.commands import Error, Status
 from m890.hdl.config import PRESETS, CoreConfig
 from m890.hdl.kv.append import Append
-from m890.hdl.layout import PageLayout
+from m890.hdl.layout import TAG_START, PageLayout
 from m890.hdl.numerics.formats import CODINGS, Format
 from m890.sim.golden.append import append
 from m890.sim.golden.rotate import rotate_kv
@@ -91,9 +93,11 @@ class Command:
                         memory[at : at + bits // 8] = int(code).to_bytes(bits // 8, "little")
                 at = base + self.layout.scale(token, value=bool(which))
                 half = b"" if scales is None else scales[which, n].tobytes()
-                memory[at : at + self.layout.half_bytes] = half.ljust(
-                    self.layout.half_bytes, b"\0"
-                )
+                half = half.ljust(self.layout.half_bytes - 2 * self.tags, b"\0")
+                if self.tags:
+                    stored = pack(self.layout, row).tobytes()
+                    half += crc_hqx(stored + half, TAG_START).to_bytes(2, "little")
+                memory[at : at + self.layout.half_bytes] = half
         return int(event.any()) << Status.QUANTISE
 
 
@@ -105,6 +109,7 @@ def make(rng: np.random.Generator, config: CoreConfig, format: Format, **changes
     tokens = int(rng.integers(1, config.page_tokens + 4))
     changes = {"tiles": tiles, "start": start, "source_format": source_format} | changes
     changes.setdefault("rotate", bool(rng.integers(2)))
+    changes.setdefault("tags", bool(rng.integers(2)))
     tokens = changes.pop("tokens", tokens)
     shape = (2, tokens, changes["tiles"] * config.lanes)
     values = rng.normal(size=shape).astype(np.float32)

@@ -9,6 +9,7 @@ from m890.hdl.config import preset
 from m890.sim.rtl.device import RtlDevice
 from m890.sim.rtl.hbm import share
 from m890.testbench.firmware.device_suite import MEMORY, DeviceSuite
+from m890.testbench.firmware.integrity import IntegritySuite
 
 pytestmark = pytest.mark.rtl
 
@@ -46,4 +47,24 @@ class TestTinyHbm(DeviceSuite):
         config = preset("tiny")
         hbm = share(config).with_(refi=800, rfc_bank=40)
         with RtlDevice(config, memory_bytes=MEMORY, hbm=hbm, seed=3) as device:
+            yield device
+
+
+class TestTags(IntegritySuite):
+    jobs = 40
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls) -> Iterator[Device]:
+        with RtlDevice(preset("tiny"), memory_bytes=MEMORY, latency=30, seed=3) as device:
+            yield device
+
+
+class TestTagsStalled(IntegritySuite):
+    jobs = 40
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls) -> Iterator[Device]:
+        with RtlDevice(preset("tiny"), memory_bytes=MEMORY, latency=3, stall=0.4, seed=4) as device:
             yield device
