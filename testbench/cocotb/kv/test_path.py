@@ -9,6 +9,7 @@ import cocotb
 from m890.hdl.config import preset
 from m890.hdl.kv.items import ItemKind, job_layout, see_layout, segment_layout
 from m890.hdl.kv.path import PORTS, KvPath
+from m890.hdl.kv.tags import FAULT, ROW_NAME
 from m890.testbench.cocotb.ports import ReadServer, Script
 from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
 from m890.testbench.cocotb.streams import Clocked, fields
@@ -57,11 +58,18 @@ class CocotbBench(PathBench):
         """The rows' answers: the question's cycle is 0, the answer stands in cycle 2."""
         layout, chance = see_layout(self.config), random.Random(seed())
         see, seen, errors = dut.see, dut.seen, dut.bus_error
+        faults = ((dut.k_fault, self.got.k_fault), (dut.v_fault, self.got.v_fault))
         answer = None
         while True:
             seen.value = chance.randrange(2) if answer is None else int(answer)
             if int(errors.value):
                 self.bus_errors.append(int(errors.value))
+            for fault, found in faults:
+                word = fault.value  # Icarus: the name is X until a fault is valid
+                if int(word[FAULT["valid"].offset]):
+                    row = fields(FAULT, int(word))
+                    name = fields(ROW_NAME, row["name"])
+                    found.append((row["ident"], name["sequence"], name["token"]))
             word, answer = see.value, None
             if int(word[layout["valid"].offset]):
                 question = fields(layout, int(word))

@@ -273,7 +273,7 @@ def test_random_commands_end_as_the_reference_says(seed, name, lanes):
 
     async def test(machine):
         await machine.start()
-        for n in range(60):
+        for n in range(120):
             known = [o for o in Opcode if o <= Opcode.ATTEND]  # the page manager has its own
             opcode = rng.choice((Opcode.ATTEND, Opcode.ATTEND, Opcode.APPEND, *known))
             if n < 4:
