@@ -27,6 +27,8 @@ VERILATE = (
 )  # fmt: skip
 COMPILE = ("OPT_FAST=-O1", "OPT_SLOW=-O0", "OPT_GLOBAL=-O2")
 """Python takes most of a run's time, so the model is compiled quickly rather than well."""
+LINK = "-lcocotbvpi_verilator"
+"""No run path: a build outlives the environment that made it; `libraries` says where to look."""
 RUNTIME = ("verilated.o", "verilated_vpi.o", "verilated_threads.o")
 
 
@@ -41,7 +43,7 @@ def build(design: VerilogDesign, simulator: str) -> Path:
     icarus = simulator == "icarus"
     tool = toolchain.find_icarus() if icarus else toolchain.find_verilator()
     tool.require()
-    options = () if icarus else (VERILATE, COMPILE, _compiler())
+    options = () if icarus else (VERILATE, COMPILE, LINK, _compiler())
     key = _hash(design.text, simulator, tool.version, repr(options), _cocotb_main().read_text())
     folder = toolchain.cache_folder() / "cocotb" / f"{design.name}-{simulator}-{key}"
     if not folder.exists():
@@ -59,6 +61,13 @@ def build(design: VerilogDesign, simulator: str) -> Path:
     return folder
 
 
+def libraries() -> dict[str, str]:
+    """The environment in which a simulation finds the cocotb that is installed here and now."""
+    others = os.environ.get("LD_LIBRARY_PATH")
+    folder = str(cocotb_tools.config.libs_dir)
+    return {"LD_LIBRARY_PATH": f"{folder}{os.pathsep}{others}" if others else folder}
+
+
 def _icarus(design: VerilogDesign, work: Path) -> None:
     (work / "commands.f").write_text("+timescale+1ns/1ps\n")
     _run(
@@ -70,12 +79,11 @@ def _icarus(design: VerilogDesign, work: Path) -> None:
 def _verilator(design: VerilogDesign, work: Path) -> None:
     lines = [f'public_flat_rw -module "{design.name}" -var "{p.name}"' for p in design.ports]
     (work / "public.vlt").write_text("\n".join(["`verilator_config", *lines, ""]))
-    libraries = cocotb_tools.config.libs_dir
-    link = f"-Wl,-rpath,{libraries} -L{libraries} -lcocotbvpi_verilator"
     program = str(toolchain.find_verilator().require())
     _run(
         [program, *VERILATE, "--Mdir", ".", "--top-module", design.name, "-o", design.name,
-         "-LDFLAGS", link, str(_cocotb_main()), "public.vlt", "top.v"],
+         "-LDFLAGS", f"-L{cocotb_tools.config.libs_dir} {LINK}",
+         str(_cocotb_main()), "public.vlt", "top.v"],
         work,
     )  # fmt: skip
     runtime = toolchain.cache_folder() / "cocotb" / f"runtime-{_hash(repr(COMPILE), _compiler())}"

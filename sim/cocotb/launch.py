@@ -14,7 +14,7 @@ from typing import Any
 from cocotb_tools.runner import get_runner
 
 from m890.hdl.verilog import VerilogDesign
-from m890.sim.cocotb.build import build
+from m890.sim.cocotb.build import build, libraries
 
 ENVIRONMENT = "M890_COCOTB"
 """Variable that carries the parameters of a run into the simulation, as JSON."""
@@ -50,6 +50,7 @@ def launch(
     runner.log.setLevel(logging.WARNING)
     log, results = folder / "simulation.log", folder / "results.xml"
     extra = {ENVIRONMENT: json.dumps(dict(parameters or {})), "COCOTB_ANSI_OUTPUT": "0"}
+    extra |= libraries()
     extra["GPI_LOG_LEVEL"] = extra["COCOTB_LOG_LEVEL"] = "INFO"
     # Registers and memories start with random words in Verilator, with unknown ones in Icarus.
     plusargs = ["+verilator+rand+reset+2", f"+verilator+seed+{1 + seed % 0x7FFFFFFF}"]
