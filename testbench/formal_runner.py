@@ -46,12 +46,16 @@ _STEP = re.compile(r"Checking assertions in step (\d+)")
 
 @dataclass(frozen=True)
 class Proof:
-    """The outcome: true when proved; else the assertion that fails and the cycle it fails in."""
+    """The outcome: true when proved; else the assertion that fails and the cycle it fails in.
+
+    `broken` names every assertion that the counterexample breaks in that cycle.
+    """
 
     passed: bool
     failed: str | None
     step: int | None
     log: str
+    broken: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return self.passed
@@ -99,17 +103,21 @@ def prove(
     *,
     ports: Iterable[Any] | None = None,
     reset: bool = False,
+    anything: str = "",
     trace: Path | None = None,
     timeout: float = 600,
 ) -> Proof:
     """Searches `depth` cycles for a broken assertion; with `induction` also proves the step.
 
     `design` is an elaboratable or RTLIL text whose top module is called `top`. `reset` leaves the
-    reset as a free input, so that it may come at any time. `cover` instead asks that every
+    reset as a free input, so that it may come at any time. Registers and memories whose whole name
+    matches the regular expression `anything` start with any value. `cover` instead asks that every
     `Cover` is reached: the guard against assumptions that contradict each other. `trace` names a
     VCD that shows the counterexample.
     """
     text = design if isinstance(design, str) else to_rtlil(design, ports=ports, reset=reset)
+    if anything:
+        text = _forget_inits(text, anything)
     with tempfile.TemporaryDirectory(prefix="m890-formal-") as folder:
         work = Path(folder)
         (work / "design.il").write_text(text)
@@ -129,10 +137,21 @@ def _failure(log: str, text: str) -> Proof:
     """Names the assertion: its message where it has one, else the place it is written at."""
     if "Status: FAILED" not in log:
         raise RuntimeError(f"the solver ended without an answer:\n{log}")
-    found = _FAILED.search(log)
+    messages = _messages(text)
+    found = [messages.get(place[1], place[1]) for place in _FAILED.finditer(log)]
     steps = _STEP.findall(log)
-    place = found[1] if found else "?"
-    return Proof(False, _messages(text).get(place, place), int(steps[-1]) if steps else None, log)
+    return Proof(
+        False, found[0] if found else "?", int(steps[-1]) if steps else None, log, frozenset(found)
+    )
+
+
+def _forget_inits(text: str, names: str) -> str:
+    """The RTLIL without the initial values of the wires whose names match."""
+    pattern = r"^ *attribute \\init .*\n((?: *attribute .*\n)*.*\\(?:%s)\n)" % names
+    text, found = re.subn(pattern, r"\1", text, flags=re.MULTILINE)
+    if not found:
+        raise LookupError(f"no register is called {names!r}")
+    return text
 
 
 def _messages(text: str) -> dict[str, str]:

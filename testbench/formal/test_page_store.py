@@ -1,0 +1,207 @@
+"""The page store under any operations, in a small instance; proved for all times."""
+
+from typing import Any
+
+import pytest
+from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal, Value
+from amaranth.hdl._ast import AnySeq
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import Out
+
+from m890.hdl.commands import Error
+from m890.hdl.pages import store as store_module
+from m890.hdl.pages.layouts import Op, operation_layout, page_layout
+from m890.testbench.formal.page_words import (
+    FREE,
+    HELD,
+    ONCE,
+    PIPELINE,
+    StoreInside,
+    chosen,
+    reads,
+    total,
+)
+from m890.testbench.formal.small import (
+    PAGES,
+    PIN_BITS,
+    REFERENCE_BITS,
+    TABLE,
+    Inside,
+    Table,
+    again,
+    few_bits,
+    small,
+)
+from m890.testbench.formal_runner import prove
+
+pytestmark = pytest.mark.formal
+WORDS = "a page's word is what its operations make of it"
+ANSWER = "an operation ends as it should"
+
+
+class Contract(wiring.Component):
+    """A store that is given any operation at any time.
+
+    Beside it the pages as the operations, one after the other, should leave them. `change` makes
+    the store's twin.
+    """
+
+    any: Out(1)
+
+    def __init__(self, *change: tuple[str, str]) -> None:
+        self._config = small()
+        self._store = again(store_module, *change, SecdedSram=Table).PageStore(self._config)
+        super().__init__()
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        config, store = self._config, self._store
+        inner = Inside(store, platform)
+        m.submodules.store = inner.module
+        has = StoreInside(config, store, inner)
+        operation = operation_layout(config)
+        given: Any = Signal(operation)
+        m.d.comb += [
+            given.eq(AnySeq(operation.size)),
+            store.i.valid.eq(AnySeq(1)), store.i.payload.eq(given),
+            store.restart.eq(AnySeq(1)), store.forget.eq(AnySeq(1)),
+            Assume(given.op.as_value() <= max(op.value for op in Op), "operations that there are"),
+            Assume(~store.forget | store.idle & ~store.i.valid, "forget comes while idle"),
+            Assume(~given.bad | (given.op.as_value() <= Op.COLLECT.value), "lists have bad pages"),
+        ]  # fmt: skip
+        self._beside(m, has, given)
+        has.hold(m)
+        m.d.comb += self.any.eq(store.done)
+        return m
+
+    def _beside(self, m: Module, has: StoreInside, given: Any) -> None:
+        """The operations in order, each on words that are changed at once."""
+        config, store = self._config, self._store
+        layout = page_layout(config)
+        words = [data.View(layout, Signal(layout.size, name=f"page{p}")) for p in range(PAGES)]
+        queue: list[Any] = [Signal(operation_layout(config), name=f"given{n}") for n in range(2)]
+        here = [Signal(name=f"here{n}") for n in range(2)]
+        halted, error = Signal(), Signal(8)
+        m.d.sync += [
+            here[0].eq(store.i.valid & store.i.ready), queue[0].eq(given),
+            here[1].eq(here[0]), queue[1].eq(queue[0]),
+        ]  # fmt: skip
+        op, now = queue[1], here[1]
+        page = Mux(op.op == Op.TAKE, has.two.number, op.number)
+        old = data.View(layout, Mux(reads(op), chosen(words, page), 0))
+        live = total(word.live for word in words)
+        outcome: Any = Signal(8)
+        m.d.comb += outcome.eq(judge(op, old, live))
+        acts = now & ~halted & (outcome == Error.OK)
+        new: Any = Signal(layout)
+        m.d.comb += new.eq(changed(op, old))
+        for p, word in enumerate(words):
+            with m.If(acts & writes(op) & (page == p)):
+                m.d.sync += word.eq(new)
+            with m.If(store.forget):
+                m.d.sync += word.eq(0)
+        with m.If(now):
+            m.d.sync += error.eq(outcome)
+            with m.If(outcome != Error.OK):
+                m.d.sync += halted.eq(1)
+        with m.If(store.restart):
+            m.d.sync += halted.eq(0)
+        same = [
+            Mux(has.known(p).live, Value.cast(has.known(p)), 0) == Value.cast(words[p])
+            for p in range(PAGES)
+        ]
+        m.d.comb += [
+            Assert(Cat(*same).all(), WORDS),
+            Assert(
+                (store.outcome.error == error) & (has.halted == halted) & (has.two_valid == now),
+                ANSWER,
+            ),
+            Cover(live == PAGES, "every page is in use"),
+            Cover(has.listed == 2, "two pages are in the free list"),
+        ]
+
+
+def writes(op: Any) -> Value:
+    kinds = (Op.HOLD, Op.DROP, Op.MARK, Op.COLLECT, Op.TAKE)
+    return Cat(*(op.op == kind for kind in kinds)).any() & ~op.bad
+
+
+def judge(op: Any, old: Any, live: Value) -> Value:
+    """The error of an operation on a page with the word `old`, as docs/pages.md has it."""
+    count = Mux(op.pin, old.pins, old.references)
+    full = Mux(op.pin, (1 << PIN_BITS) - 1, (1 << REFERENCE_BITS) - 1)
+    rules = [
+        ((op.op == Op.TENANT) | (op.op == Op.QUOTA) | (op.op == Op.COLLECT), Error.OK),
+        (op.op == Op.TAKE, Mux(live == PAGES, Error.OUT_OF_PAGES, Error.OK)),
+        (op.bad | ~old.live, Error.BAD_PAGE),
+        (~old.public & (old.tenant != op.tenant), Error.BAD_TENANT),
+        ((op.op == Op.HOLD) & (count == full), Error.TOO_SHARED),
+        ((op.op == Op.DROP) & (count == 0), Mux(op.pin, Error.NOT_PINNED, Error.BAD_PAGE)),
+        ((op.op == Op.PINNED) & (old.pins == 0), Error.NOT_PINNED),
+    ]
+    result: Any = Error.OK
+    for condition, error in reversed(rules):
+        result = Mux(condition, error, result)
+    return result
+
+
+def changed(op: Any, old: Any) -> Value:
+    """The word after an operation that succeeds; a free page's is zero."""
+    pins, references = old.pins, old.references
+    step = Mux(op.op == Op.HOLD, 1, -1)
+    word = Mux(
+        op.pin,
+        Cat(old.live, old.public, old.tenant, (pins + step)[: len(pins)], references),
+        Cat(old.live, old.public, old.tenant, pins, (references + step)[: len(references)]),
+    )
+    held = (pins != 0) | (references != 0)
+    taken = Cat(Const(1), Const(0), op.tenant, op.pin, Const(0, len(pins) - 1), ~op.pin)
+    marked = Value.cast(old) | Cat(Const(0), Const(1))
+    others = Mux(op.op == Op.TAKE, taken, Mux(held, Value.cast(old), 0))  # TAKE, COLLECT
+    return Mux((op.op == Op.HOLD) | (op.op == Op.DROP), word, Mux(op.op == Op.MARK, marked, others))
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    few_bits(monkeypatch)
+
+
+def test_a_page_is_in_use_or_free_once():
+    proof = prove(Contract(), depth=3, mode="induction", anything=TABLE)
+    assert proof, proof
+    reached = prove(Contract(), depth=36, mode="cover", anything=TABLE)
+    assert reached, reached
+
+
+TWINS = {
+    "a freed page is not written": ("go & changes | frees | takes", "go & changes | takes", ONCE),
+    "the list is not shorter after TAKE": (
+        "[head.eq(word.references), listed.eq(listed - 1)]", "head.eq(word.references)", ONCE
+    ),
+    "free pages that were taken once are forgotten": (
+        "listed + config.pages - fresh", "config.pages - fresh", FREE
+    ),
+    "whoever gives a page up is credited": (
+        "tenant.eq(Mux(frees, word.tenant, two.tenant))", "tenant.eq(two.tenant)", HELD
+    ),
+    "two operations in a row on a page": (
+        "hazard = one_valid & (one.number == wanted) | two_valid", "hazard = two_valid", PIPELINE
+    ),
+    "a pinned page is freed": (
+        "(word.references == 0) & (word.pins == 0)", "(word.references == 0)", WORDS
+    ),
+    "operations behind one that failed": (
+        "two_valid & ~halted & (error", "two_valid & (error", WORDS
+    ),
+    "public pages are refused": (
+        "(word.tenant != two.tenant) & ~word.public", "word.tenant != two.tenant", ANSWER
+    ),
+}  # fmt: skip
+"""One line of the store changed, and what then does not hold."""
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_broken_store_is_found(twin):
+    old, new, message = TWINS[twin]
+    proof = prove(Contract((old, new)), depth=22, anything=TABLE)
+    assert message in proof.broken, proof
