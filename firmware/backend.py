@@ -1,23 +1,20 @@
 """Attention and KV cache of a decoder on a device: the decoder's backend."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from m890.firmware.driver import Driver
 from m890.firmware.errors import ContextLimit, PoolFull, SequencesFull, ShapeError
 from m890.firmware.kvcache import KvCache
-from m890.firmware.memory_map import PlaneShape, round_up
-from m890.firmware.models.backend import CapacityError, ContextLimitError, Draft, Span
+from m890.firmware.layer import Floats, LayerCommands
+from m890.firmware.memory_map import PlaneShape
+from m890.firmware.models.backend import CapacityError, ContextLimitError, Draft, Recompute, Span
 from m890.firmware.planner import Plan, Request, plan
+from m890.firmware.repair import Repairer
 from m890.hdl.numerics.formats import Format, OutputFormat
-
-LOG2_E = math.log2(math.e)
-Floats = NDArray[np.float32]
 
 
 @dataclass
@@ -26,8 +23,9 @@ class Usage:
 
     `tokens` new tokens, each counted once; `kv_bytes` read from pages, `kv_bytes_alone` what would
     have been read had every sequence read its own context; `cycles` from the first command of a
-    layer to its last completion, a sequence's share by its part of the reads; `beats` of the array
-    and `jobs` in total only.
+    layer to its last completion, a sequence's share by its part of the reads; in total only:
+    `beats` of the array, `jobs`, and tokens that were damaged and have been `repaired`, each in one
+    plane. The jobs of repairs take cycles, and are not counted otherwise.
     """
 
     tokens: int = 0
@@ -36,6 +34,7 @@ class Usage:
     cycles: float = 0.0
     beats: int = 0
     jobs: int = 0
+    repaired: int = 0
 
     @property
     def saved(self) -> float:
@@ -91,31 +90,24 @@ class DeviceBackend:
         share: bool = True,
         output_format: OutputFormat = OutputFormat.FP32,
         tags: bool = False,
+        recompute: Recompute | None = None,
     ) -> None:
         """Makes the KV cache; `share` lets sequences with common pages stand in one job.
 
         `rotate` None: as the format is better, see PlaneShape. With `tags` the device finds damage
-        to K and V in memory: `attend` then raises BadTag.
+        to K and V in memory. A token is then computed anew by `recompute`, that of the decoder, if
+        `commit` has named the sequence's tokens; else `attend` raises BadTag.
         """
-        if heads % kv_heads:
-            raise ShapeError(f"{heads} heads cannot share {kv_heads} KV heads evenly")
-        config = driver.config
-        if head_size > config.max_head:
-            raise ShapeError(
-                f"head size {head_size} is beyond the core's {config.max_head}: use another preset"
-            )
-        self.driver, self.config = driver, config
+        self.driver, self.config, self.share = driver, driver.config, share
+        self.commands = LayerCommands(
+            driver, layers, heads, kv_heads, head_size, format, output_format
+        )
         self.layers, self.heads, self.kv_heads, self.head_size = layers, heads, kv_heads, head_size
-        self.group = heads // kv_heads
-        self.head = round_up(head_size, config.lanes)  # as stored: padded with zeros
-        self.format, self.share, self.output_format = format, share, output_format
-        # a BF16 cache gets BF16 sources and queries, every other one FP16
-        self.source_format = Format.BF16 if format == Format.BF16 else Format.FP16
-        self._source = np.dtype(ml_dtypes.bfloat16 if format == Format.BF16 else np.float16)
-        shape = PlaneShape(layers * kv_heads, format, self.head, rotate, tags)
+        shape = PlaneShape(layers * kv_heads, format, self.commands.head, rotate, tags)
         self.cache = KvCache(driver, shape, limit=limit, pages=pages, quotas=quotas)
-        layout = shape.layout(config)
-        self._token_bytes = layout.chunk_bytes / config.lanes
+        self.repairer = Repairer(self.cache, self.commands, recompute)
+        layout = shape.layout(driver.config)
+        self._token_bytes = layout.chunk_bytes / driver.config.lanes
         self.total = Usage()
         self.now = 0  # cycle of the latest completion
         self._usage: dict[int, Usage] = {}
@@ -185,28 +177,21 @@ class DeviceBackend:
         names the spans whose tokens are a draft tree; the softmax scale is 1 / sqrt(dh).
         """
         step = self._prepare(tuple(spans), None if drafts is None else tuple(drafts))
-        driver, count, planes = (
-            self.driver,
-            len(q),
-            layer * self.kv_heads + np.arange(self.kv_heads),
-        )
-        source_bytes = 2 * self.head
-        kv = np.zeros((2, self.kv_heads, count, self.head), self._source)
-        kv[0, ..., : self.head_size] = k.transpose(1, 0, 2)
-        kv[1, ..., : self.head_size] = v.transpose(1, 0, 2)
-        queries = self._queries(step.plan, q)
-        rows = len(step.plan.token)
-        element = 4 if self.output_format == OutputFormat.FP32 else 2
+        driver, commands, made, count = self.driver, self.commands, step.plan, len(q)
+        planes = commands.planes(layer)
+        tenants = [self.cache.tenant(span.sequence) for span in spans]
         buffers: list[int] = []
         try:
-            buffers.append(kv_at := driver.place(kv))
-            buffers.append(query_at := driver.place(queries))
-            buffers.append(output_at := driver.buffer(self.kv_heads * rows * self.head * element))
-            appends = self._appends(spans, planes, kv_at, count * source_bytes)
-            attends = self._attends(step, planes, query_at, output_at, element)
-            order = self._order(spans, step.plan)
+            buffers.append(kv_at := driver.place(commands.sources(k, v)))
+            buffers.append(query_at := driver.place(commands.queries(made, q)))
+            buffers.append(output_at := driver.buffer(commands.output_bytes(made)))
+            appends = commands.appends(spans, tenants, planes, kv_at)
+            attends = commands.attends(
+                made, step.tables + step.offsets, planes, query_at, output_at
+            )
+            order = commands.order(spans, made)
             done = self._perform(spans, np.concatenate([appends, attends])[order])
-            out = self._outputs(step.plan, output_at, count)
+            out = commands.outputs(made, output_at, count)
         finally:
             driver.free(*buffers)
         self._account(step, done[order >= len(appends)], done)
@@ -229,17 +214,19 @@ class DeviceBackend:
     # ------------------------------------------------------------------ inside
 
     def _perform(self, spans: Sequence[Span], commands: NDArray[np.uint8]) -> NDArray:
-        """Completions of a layer's commands."""
+        """Completions of a layer's commands, the jobs that met damaged tokens run again."""
         needs = [(s.sequence, s.start + s.count) for s in spans]
         try:
-            return self.cache.perform(commands, needs)
+            done = self.cache.perform(commands, needs)
         except PoolFull as error:
             self.forget_step()
             raise CapacityError(str(error)) from error
+        before = len(self.repairer.repairs)
+        done = self.repairer.finish(commands, done)
+        self.total.repaired += len(self.repairer.repairs) - before
+        return done
 
-    def _prepare(
-        self, spans: tuple[Span, ...], drafts: tuple[Draft | None, ...] | None
-    ) -> _Step:
+    def _prepare(self, spans: tuple[Span, ...], drafts: tuple[Draft | None, ...] | None) -> _Step:
         """Reserves pages and plans, on the first layer of a step; the others find it done."""
         step = self._step
         if step is not None and (step.spans, step.drafts) == (spans, drafts):
@@ -269,7 +256,7 @@ class DeviceBackend:
                     self.cache.tenant(s.sequence),
                 )
             )
-        made = plan(self.config, requests, self.group, share=self.share)
+        made = plan(self.config, requests, self.commands.group, share=self.share)
         tables, offsets = made.tables(self.config.port_bytes)
         self._step = _Step(spans, drafts, made, self.driver.place(tables), offsets)
         return self._step
@@ -279,91 +266,6 @@ class DeviceBackend:
         if self._step is not None:
             self.driver.free(self._step.tables)
             self._step = None
-
-    def _queries(self, made: Plan, q: Floats) -> NDArray:
-        """Queries [kv_heads, rows, head] in the plan's order, scaled for a base-2 softmax."""
-        scaled = q * np.float32(LOG2_E / math.sqrt(self.head_size))
-        grouped = scaled.reshape(len(q), self.kv_heads, self.group, self.head_size)
-        out = np.zeros((self.kv_heads, len(made.token), self.head), self._source)
-        out[..., : self.head_size] = grouped[made.token, :, made.head].transpose(1, 0, 2)
-        return out
-
-    def _appends(
-        self, spans: Sequence[Span], planes: NDArray, kv_at: int, plane_bytes: int
-    ) -> NDArray[np.uint8]:
-        """An APPEND per KV head and span; those of the last plane commit."""
-        source_bytes = 2 * self.head
-        counts = np.array([s.count for s in spans])
-        first = np.cumsum(counts) - counts
-        k = kv_at + np.arange(self.kv_heads)[:, None] * plane_bytes + first * source_bytes
-        n = self.kv_heads
-        values = {
-            "plane": np.repeat(planes, len(spans)),
-            "sequence": np.tile([s.sequence for s in spans], n),
-            "start": np.tile([s.start for s in spans], n),
-            "tokens": np.tile(counts, n),
-            "source_format": int(self.source_format),
-            "k": k.reshape(-1),
-            "v": (k + n * plane_bytes).reshape(-1),
-            "source_stride": source_bytes,
-            "tenant": np.tile([self.cache.tenant(s.sequence) for s in spans], n),
-            "commit": np.repeat(planes == self.layers * self.kv_heads - 1, len(spans)),
-        }
-        return self.driver.pack("APPEND", n * len(spans), values)
-
-    def _attends(
-        self, step: _Step, planes: NDArray, query_at: int, output_at: int, element: int
-    ) -> NDArray[np.uint8]:
-        """An ATTEND per KV head and job."""
-        made, n = step.plan, self.kv_heads
-        row = np.arange(n)[:, None] * len(made.token) + made.first
-        query_bytes, output_bytes = 2 * self.head, element * self.head
-        values = {
-            "causal": 1,
-            "query_format": int(self.source_format == Format.FP16),
-            "output_format": int(self.output_format),
-            "plane": np.repeat(planes, made.jobs),
-            "rows": np.tile(made.rows, n),
-            "segments": np.tile([len(s) for s in made.segments], n),
-            "tables": np.tile(step.tables + step.offsets, n),
-            "query": (query_at + row * query_bytes).reshape(-1),
-            "output": (output_at + row * output_bytes).reshape(-1),
-            "query_stride": query_bytes,
-            "output_stride": output_bytes,
-            "tenant": np.tile(made.tenant, n),
-        }
-        return self.driver.pack("ATTEND", n * made.jobs, values)
-
-    def _order(self, spans: Sequence[Span], made: Plan) -> NDArray[np.int64]:
-        """Order of the APPENDs and ATTENDs, which are numbered one after the other.
-
-        A job follows the appends that it needs at once, so that all but the first ones hide behind
-        jobs: the core starts commands in order, and an ATTEND as soon as its own tokens are there.
-        """
-        span_of = np.repeat(np.arange(len(spans)), [s.count for s in spans])
-        job_of = np.repeat(np.arange(made.jobs), made.rows)
-        needed = np.full(len(spans), made.jobs)
-        np.minimum.at(needed, span_of[made.token], job_of)
-        job = np.concatenate(
-            [np.tile(needed, self.kv_heads), np.tile(np.arange(made.jobs), self.kv_heads)]
-        )
-        head = np.concatenate(
-            [np.repeat(np.arange(self.kv_heads), n) for n in (len(spans), made.jobs)]
-        )
-        kind = np.repeat([0, 1], [self.kv_heads * n for n in (len(spans), made.jobs)])
-        return np.lexsort((kind, job, head))
-
-    def _outputs(self, made: Plan, output_at: int, count: int) -> Floats:
-        """Outputs in the order of the tokens, [N, H, dh]."""
-        kind = {
-            OutputFormat.FP32: np.dtype(np.float32),
-            OutputFormat.FP16: np.dtype(np.float16),
-            OutputFormat.BF16: np.dtype(ml_dtypes.bfloat16),
-        }[self.output_format]
-        raw = self.driver.view(output_at, (self.kv_heads, len(made.token), self.head), kind)
-        out = np.empty((count, self.kv_heads, self.group, self.head_size), np.float32)
-        out[made.token, :, made.head] = raw[..., : self.head_size].transpose(1, 0, 2)
-        return out.reshape(count, self.heads, self.head_size)
 
     def _account(self, step: _Step, jobs: NDArray, done: NDArray) -> None:
         """Adds one layer's cost."""

@@ -151,20 +151,25 @@ class Driver:
             done += count
         return tags
 
-    def wait(self, tags: int | ArrayLike) -> NDArray:
-        """Completions (COMPLETION_TYPE) of the commands, or the error of the first that failed."""
+    def wait(self, tags: int | ArrayLike, *, but: Error = Error.OK) -> NDArray:
+        """Completions (COMPLETION_TYPE) of the commands, or the error of the first that failed.
+
+        Those that failed with the error `but` are returned like the others.
+        """
         which = np.atleast_1d(np.asarray(tags, np.int64))
         results = self._wait(which)
         if self._failed and results["error"].any():
-            self._raise(which[results["error"] != 0])
+            self._forget(which[results["error"] == but])
+            others = which[(results["error"] != Error.OK) & (results["error"] != but)]
+            if len(others):
+                self._raise(others)
         return results
 
     def results(self, tags: int | ArrayLike) -> NDArray:
         """Completions of the commands, also of those that failed: nothing is raised for them."""
         which = np.atleast_1d(np.asarray(tags, np.int64))
         results = self._wait(which)
-        for tag in which[results["error"] != 0].tolist():
-            self._failed.pop(tag, None)
+        self._forget(which[results["error"] != Error.OK])
         return results
 
     def _wait(self, which: NDArray[np.int64]) -> NDArray:
@@ -185,11 +190,15 @@ class Driver:
 
     def _raise(self, tags: NDArray[np.int64]) -> None:
         """Raises the error of the first tag; the others count as reported."""
-        for tag in tags.tolist():
-            self._failed.pop(tag, None)
+        self._forget(tags)
         tag = int(tags[0])
         result = {name: int(self._results[tag][name]) for name in COMPLETION_TYPE.names or ()}
         raise command_error(result, self._commands[tag].tobytes())
+
+    def _forget(self, tags: NDArray[np.int64]) -> None:
+        """Nobody waits for these failed commands any more."""
+        for tag in tags.tolist():
+            self._failed.pop(tag, None)
 
     def _advance(self) -> None:
         """Lets the device run until something completes, and takes the completions."""

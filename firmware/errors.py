@@ -238,6 +238,17 @@ class BadTag(CommandError):
         self.sequence, self.plane, self.token = sequence, plane, token
 
 
+class Unrepairable(FirmwareError):
+    """A token that is damaged again each time it has been rewritten: its memory does not hold."""
+
+    def __init__(self, damage: BadTag, attempts: int) -> None:
+        super().__init__(
+            f"token {damage.token} of sequence {damage.sequence} is damaged in plane"
+            f" {damage.plane} after {attempts} repairs: the memory behind it cannot be trusted"
+        )
+        self.sequence, self.plane, self.token = damage.sequence, damage.plane, damage.token
+
+
 COMMAND_ERRORS: dict[Error, type[CommandError]] = {
     Error.BAD_OPCODE: BadOpcode,
     Error.BAD_ADDRESS: BadAddress,

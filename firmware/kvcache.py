@@ -22,10 +22,12 @@ from m890.firmware.errors import (
 )
 from m890.firmware.kv.prefix import Node, PrefixTree
 from m890.firmware.memory_map import PlaneShape, pool_bytes, round_up
-from m890.hdl.commands import Query
+from m890.hdl.commands import Error, Query
 
 NO_ROOM = (OutOfPages, QuotaExceeded)
 """Errors of a command that can be given again once pages have been evicted."""
+EVICTED = 16
+"""A tenant short of pages gives up this part of its quota at once, so that few commands fail."""
 
 
 @dataclass
@@ -36,8 +38,8 @@ class _Sequence:
     length: int = 0
     end: int = 0  # of the tokens that were appended or are expected
     path: list[Node] = field(default_factory=list)
-    known: bool = True  # every committed token is known, so full pages go into the tree
-    tail: list[int] = field(default_factory=list)  # tokens since the last page in the tree
+    tokens: list[int] | None = field(default_factory=list)  # committed ones, None: not known
+    own: bool = False  # the tree has other pages of the same tokens: its own stay outside
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class KvCache:
         return self._ask(Query.HELD, tenant=tenant)
 
     def make_room(self, tenant: int, pages: int) -> None:
-        """Evicts as many of a tenant's retained pages as a command for `pages` pages fell short of.
+        """Evicts retained pages of a tenant that fell short of `pages` pages, and some in advance.
 
         PoolFull, and nothing evicted, if it has too few.
         """
@@ -147,7 +149,7 @@ class KvCache:
         short = max(1, pages - left)  # at least one: the command was refused
         if short > tree.evictable:
             raise PoolFull(pages, max(0, left) + tree.evictable, quota)
-        gone = tree.evict(short)
+        gone = tree.evict(max(short, quota // EVICTED))
         self._listed("UNPIN", gone, listed=1, count=len(gone), tenant=tenant)
 
     # ------------------------------------------------------------------ sequences
@@ -161,12 +163,13 @@ class KvCache:
         if tenant not in self.quotas:
             raise UnknownTenant(tenant)
         number, tree = self._free_number(), self.trees[tenant]
-        path = tree.match([int(t) for t in tokens[: max(0, len(tokens) - 1)]])
+        known = [int(t) for t in tokens]
+        path = tree.match(known[:-1])
         found = len(path) * self.page_tokens
         pages = [node.page for node in path]
         self._listed("CREATE", pages, sequence=number, tokens=found, **self._table(number, tenant))
         tree.use(path)
-        self._sequences[self._numbers.pop()] = _Sequence(tenant, found, found, path)
+        self._sequences[self._numbers.pop()] = _Sequence(tenant, found, found, path, known[:found])
         return number
 
     def fork(self, sequence: int, tokens: int) -> int:
@@ -186,12 +189,10 @@ class KvCache:
                 break
             except NO_ROOM:
                 self.make_room(old.tenant, 1)
-        whole, rest = divmod(tokens, self.page_tokens)
-        path = old.path[:whole]
-        known = old.known and len(path) == whole
-        tail = self._tokens_behind(old, whole, rest) if known else []
+        path = old.path[: tokens // self.page_tokens]
+        known = None if old.tokens is None else old.tokens[:tokens]
         self.trees[old.tenant].use(path)
-        new = _Sequence(old.tenant, tokens, tokens, path, known, tail)
+        new = _Sequence(old.tenant, tokens, tokens, path, known, old.own)
         self._sequences[self._numbers.pop()] = new
         return number
 
@@ -202,9 +203,10 @@ class KvCache:
             raise BadLength(sequence, tokens, one.length)
         if tokens == one.length == one.end:
             return
-        whole, rest = divmod(tokens, self.page_tokens)
+        whole = tokens // self.page_tokens
         self.driver.submit("TRIM", sequence=sequence, tenant=one.tenant, tokens=tokens)
-        one.tail = self._tokens_behind(one, whole, rest) if one.known else []
+        if one.tokens is not None:
+            del one.tokens[tokens:]
         self.trees[one.tenant].leave(one.path[whole:])
         del one.path[whole:]
         one.length = one.end = tokens
@@ -267,12 +269,13 @@ class KvCache:
         """Completions of commands, among them the APPENDs of tokens that were expected.
 
         All are given again while there is a page to evict for an APPEND that found none. PoolFull,
-        and no page more than before, where there is not.
+        and no page more than before, where there is not. Of a job that met a damaged token the
+        completion says so (BAD_TAG); any other error is raised.
         """
         sequences = [sequence for sequence, _ in needs]
         while True:
             try:
-                return self.driver.wait(self.driver.submit_many(commands))
+                return self.driver.wait(self.driver.submit_many(commands), but=Error.BAD_TAG)
             except NO_ROOM as error:
                 tenant = error.command["tenant"]
             self.forget(sequences)
@@ -304,24 +307,27 @@ class KvCache:
             raise ShapeError(f"{len(tokens)} token numbers do not name {count} appended tokens")
         one.length = end
         if tokens is None and count:
-            one.known, one.tail = False, []
-        if not one.known:
-            return
-        one.tail.extend(int(t) for t in tokens or ())
-        self._retain(sequence, one)
+            one.tokens = None
+        if one.tokens is not None:
+            one.tokens.extend(int(t) for t in tokens or ())
+            self._retain(sequence, one, one.tokens)
 
-    def _retain(self, sequence: int, one: _Sequence) -> None:
-        """Full pages whose tokens are known go into the tree."""
+    def tokens(self, sequence: int) -> Sequence[int] | None:
+        """Committed tokens, None if a `commit` did not name them."""
+        return self._get(sequence).tokens
+
+    def _retain(self, sequence: int, one: _Sequence, tokens: Sequence[int]) -> None:
+        """Full pages go into the tree, until another sequence was first with the same tokens."""
         tree, first, size = self.trees[one.tenant], len(one.path), self.page_tokens
-        while len(one.tail) >= size:
+        while not one.own and len(tokens) >= (len(one.path) + 1) * size:
+            at = len(one.path)
             parent = one.path[-1] if one.path else tree.root
-            page = int(self._tables[sequence, len(one.path)])
-            node = tree.insert(parent, tuple(one.tail[:size]), page)
-            if node is None:  # another sequence was first: this one keeps its own pages
-                one.known, one.tail = False, []
-                break
-            one.path.append(node)
-            del one.tail[:size]
+            page = int(self._tables[sequence, at])
+            node = tree.insert(parent, tuple(tokens[at * size : (at + 1) * size]), page)
+            if node is None:
+                one.own = True
+            else:
+                one.path.append(node)
         if len(one.path) > first:
             start, end = first * size, len(one.path) * size
             self.driver.submit("PIN", sequence=sequence, tenant=one.tenant, start=start, end=end)
@@ -347,12 +353,6 @@ class KvCache:
         at = self._tables_at + number * self._table_bytes
         return {"table": at, "limit": self._table_bytes // 4 * self.page_tokens, "tenant": tenant}
 
-    def _tokens_behind(self, one: _Sequence, whole: int, rest: int) -> list[int]:
-        """The first `rest` tokens behind `whole` pages of a known sequence."""
-        if len(one.path) > whole:
-            return list(one.path[whole].key[:rest])
-        return one.tail[:rest]
-
     def _listed(self, opcode: str, pages: list[int], **fields: int) -> None:
         """A command with a list of pages."""
         at = self.driver.place(np.array(pages or [0], "<u4"))
@@ -371,3 +371,9 @@ class KvCache:
         raw = self._bytes[plane][self.block_table(sequence)][:, : layout.page_bytes]
         rows = stored.read_rows(layout, raw.reshape(-1, layout.chunk_bytes), value=value)
         return stored.unpack(layout, rows).reshape(-1, self.shape.head)[: one.length]
+
+    def token_addresses(self, plane: int, sequence: int, token: int) -> NDArray[np.int64]:
+        """Of all bytes that hold a token's K and V in a plane, for tests and injected faults."""
+        index, inside = divmod(token, self.page_tokens)
+        at = self.plane_base[plane] + self.block_table(sequence)[index] * self.stride
+        return at + stored.token_bytes(self.shape.layout(self.config), inside)

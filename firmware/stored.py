@@ -81,3 +81,16 @@ def write_scales(layout: PageLayout, chunks: Bytes, scales: NDArray, *, value: b
     """Puts scales, in the form of `read_scales`, into the headers of chunks."""
     raw = scales if layout.coding.grouped else np.ascontiguousarray(scales[..., None], "<u2")
     header(layout, chunks, value=value)[..., : layout.scale_bytes] = raw.view(np.uint8)
+
+
+def token_bytes(layout: PageLayout, token: int) -> NDArray[np.int64]:
+    """Where all bytes of a token lie in its page: K's row and half of the header, then V's."""
+    chunk, lane = divmod(token, layout.config.lanes)
+    out: list[int] = []
+    for value in (False, True):
+        start = layout.v_offset if value else layout.k_offset
+        for group in layout.groups:
+            out += range(first := start + group.start + lane * group.row, first + group.row)
+        half = (2 * lane + value) * layout.half_bytes
+        out += range(half, half + layout.half_bytes)
+    return chunk * layout.chunk_bytes + np.array(out)

@@ -16,26 +16,31 @@ from m890.firmware.models import draft
 from m890.firmware.models.llama import Config, Decoder
 from m890.hdl.config import CoreConfig
 from m890.hdl.numerics.formats import Format
+from m890.sim.faults import Flips
 from m890.sim.report.timeline import Event
 
 SCRATCH = 16 << 20
 
 
-def needed_memory(core: CoreConfig, model: Config, format: Format, agents: int) -> int:
+def needed_memory(
+    core: CoreConfig, model: Config, format: Format, agents: int, tags: bool = False
+) -> int:
     """Bytes of device memory for so many agents with full contexts."""
-    shape = _planes(core, model, format)
+    head = round_up(model.head_dim, core.lanes)
+    shape = PlaneShape(model.layers * model.kv_heads, format, head, tags=tags)
     pages = -(-model.limit // core.page_tokens) * (agents + 1)
     return memory_bytes(core, shape, pages=min(pages, core.pages), scratch=SCRATCH)
 
 
-def _planes(core: CoreConfig, model: Config, format: Format) -> PlaneShape:
-    return PlaneShape(model.layers * model.kv_heads, format, round_up(model.head_dim, core.lanes))
-
-
 def backend_of(
-    driver: Driver, model: Config, format: Format, rotate: bool | None = None
+    driver: Driver,
+    decoder: Decoder,
+    format: Format,
+    rotate: bool | None = None,
+    tags: bool = False,
 ) -> DeviceBackend:
-    """The decoder's attention on the driver's device."""
+    """The decoder's attention on the driver's device; with `tags` damaged tokens are repaired."""
+    model = decoder.config
     return DeviceBackend(
         driver,
         layers=model.layers,
@@ -44,6 +49,8 @@ def backend_of(
         head_size=model.head_dim,
         format=format,
         rotate=rotate,
+        tags=tags,
+        recompute=decoder.recompute,
     )
 
 
@@ -69,20 +76,22 @@ class AgentResult:
 
 @dataclass
 class Played:
-    """A run: agents in order, totals, and the timeline in device cycles."""
+    """A run: agents in order, totals, bits flipped, and the timeline in device cycles."""
 
     agents: list[AgentResult]
     report: Report
     prompt: Usage
     total: Usage
+    flips: int = 0
     events: list[Event] = field(default_factory=list)
 
 
 class Player:
     """Plays groups of tasks on one device with one decoder.
 
-    `drafts`: most nodes of a draft, none where 0. `on_step` is called after every agent event with
-    the event and the device's cycle.
+    `drafts`: most nodes of a draft, none where 0. `tags`: damaged tokens are repaired; `flips` bits
+    of them flip before each step, for a trial. `on_step` is called after every agent event with the
+    event and the device's cycle.
     """
 
     def __init__(
@@ -94,24 +103,31 @@ class Player:
         rotate: bool | None = None,
         chunk: int = 64,
         drafts: int = 0,
+        tags: bool = False,
+        flips: int = 0,
         log: int = 0,
         on_step: Callable[[AgentEvent, int], None] | None = None,
     ) -> None:
         self.device, self.decoder, self.format, self.chunk = device, decoder, format, chunk
         self.drafts = drafts
         self.driver = Driver(device, scratch_bytes=SCRATCH, log=log)
-        self.backend = backend_of(self.driver, decoder.config, format, rotate)
+        self.backend = backend_of(self.driver, decoder, format, rotate, tags)
+        self._flips = Flips(self.backend, flips, seed=0)
         self._on_step = on_step
 
     def play(self, group: Sequence[Task], *, branches: int = 1, temperature: float = 0.0) -> Played:
         """Runs one group of tasks, which share a system prompt, to its end."""
         backend = self.backend
-        before = Usage(**vars(backend.total))
+        before, flipped, step = Usage(**vars(backend.total)), self._flips.count, -1
         sessions = sessions_of(group, branches, temperature)
         timeline = _Timeline(backend.now)
         usages: dict[str, dict[int, Usage]] = {}
 
         def on_event(event: AgentEvent) -> None:
+            nonlocal step
+            if event.step != step:
+                self._flips.strike()
+                step = event.step
             if event.sequence >= 0:
                 usage = backend.usage(event.sequence)
                 usages.setdefault(event.agent, {})[id(usage)] = usage
@@ -139,7 +155,8 @@ class Player:
             AgentResult(session.name, task, session, spent(session.name))
             for session, task in zip(sessions, group, strict=True)
         ]
-        return Played(agents, report, spent("prompt"), total, timeline.finish())
+        flips = self._flips.count - flipped
+        return Played(agents, report, spent("prompt"), total, flips, timeline.finish())
 
 
 class _Timeline:

@@ -220,6 +220,8 @@ class Engine:
             self._step(fed[:-1], report)
             return
         kept: list[Span] = []
+        known: list[int] = []
+        first = 0
         for seat, span, tree, rows in zip(fed, spans, trees, logits, strict=True):
             count = span.count
             if seat.session.fed(count):
@@ -227,9 +229,11 @@ class Engine:
             report.fed += count
             report.drafted += len(tree)
             kept.append(Span(span.sequence, span.start, count))
+            known += tokens[first : first + count]
+            first += span.count + len(tree)
             self._show(seat, report.steps, span.start, count, len(tree))
         if any(map(len, trees)):
-            keep(self._backend, kept)
+            keep(self._backend, kept, known)
 
     def _propose(self, session: Session, start: int, count: int) -> Tree:
         """A draft behind the agent's text, whose last ``count`` tokens begin at ``start``."""

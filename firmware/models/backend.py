@@ -1,6 +1,6 @@
 """The seam between a decoder on the host and what holds its KV cache and attends."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -43,6 +43,14 @@ class Draft(NamedTuple):
 
     masks: Sequence[int]
     positions: Sequence[int]
+
+
+class Recompute(Protocol):
+    """A decoder that computes K and V of one token anew: see `Decoder.recompute`."""
+
+    def __call__(
+        self, token: int, position: int, layer: int, attend: Callable[[int, Floats], Floats]
+    ) -> tuple[Floats, Floats]: ...
 
 
 class AttentionBackend(Protocol):
@@ -91,9 +99,10 @@ class AttentionBackend(Protocol):
         """
         ...
 
-    def commit(self, spans: Sequence[Span]) -> None:
+    def commit(self, spans: Sequence[Span], tokens: Sequence[int] | None = None) -> None:
         """Make the spans part of their sequences, once every layer has been appended.
 
-        Of an appended span the first tokens alone may be committed.
+        Of an appended span the first tokens alone may be committed. ``tokens`` [N], where known,
+        are the tokens of all spans in order.
         """
         ...

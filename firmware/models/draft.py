@@ -188,9 +188,14 @@ def accept(
     return tokens, kept
 
 
-def keep(backend: AttentionBackend, spans: Sequence[Span]) -> None:
-    """Commits what was accepted of a step with drafts, and gives back the room of the rest."""
-    backend.commit(spans)
+def keep(
+    backend: AttentionBackend, spans: Sequence[Span], tokens: Sequence[int] | None = None
+) -> None:
+    """Commits what was accepted of a step with drafts, and gives back the room of the rest.
+
+    `tokens` [N], where known: those of all spans in order.
+    """
+    backend.commit(spans, tokens)
     for span in spans:
         backend.trim(span.sequence, span.start + span.count)
 
@@ -224,7 +229,7 @@ def generate(
             after = logits[known - 1 :] if drafts else logits
             tokens, kept = accept(tree, lambda node, rows=after: int(np.argmax(rows[node + 1])))
             if drafts is not None:
-                keep(backend, [Span(sequence, start, known + kept)])
+                keep(backend, [Span(sequence, start, known + kept)], fed[: known + kept])
             context += tokens
             pending = tokens[kept:]
             yield tokens

@@ -1,6 +1,6 @@
 """A llama decoder in numpy float32: everything but attention and KV, which a backend does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +94,15 @@ class Decoder:
         angle = np.arange(config.limit, dtype=np.float32)[:, None] * config.frequencies()
         self._cos, self._sin = np.cos(angle), np.sin(angle)  # [limit, dh / 2]
 
+    @classmethod
+    def random(cls, config: Config, rng: np.random.Generator) -> "Decoder":
+        """One of random weights, for tests and benches."""
+        weights = {
+            name: rng.standard_normal(shape) * (0.2 if len(shape) > 1 else 1.0)
+            for name, shape in config.shapes().items()
+        }
+        return cls(config, weights)
+
     def step(
         self,
         batch: Sequence[Span],
@@ -109,42 +118,77 @@ class Decoder:
         [len(batch), vocabulary], or with ``every`` of all tokens, [N, vocabulary]. With ``drafts``,
         one per span, nothing is committed: the caller does so with what it accepts.
         """
-        c = self.config
         ids = np.asarray(tokens, dtype=np.int64)
         if ids.shape != (sum(span.count for span in batch),):
             raise ValueError(f"{ids.size} tokens do not fill the batch's spans")
-        if ids.size and not 0 <= ids.min() <= ids.max() < c.vocabulary:
-            raise ValueError(f"a token lies outside the vocabulary of {c.vocabulary}")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocabulary:
+            raise ValueError(f"a token lies outside the vocabulary of {self.config.vocabulary}")
         position = np.concatenate(
             [
                 np.arange(s.start, s.start + s.count) if draft is None else draft.positions
                 for s, draft in zip(batch, drafts or [None] * len(batch), strict=True)
             ]
         )
-        cos, sin = self._cos[position, None], self._sin[position, None]  # [N, 1, dh / 2]
-        w = self._weights
-        x = w["embedding"][ids]
-        for layer in range(c.layers):
-            at = f"layers.{layer}."
-            h = self._norm(x, w[at + "attention_norm"])
-            q = _rotate((h @ w[at + "wq"]).reshape(-1, c.heads, c.head_dim), cos, sin)
-            k = _rotate((h @ w[at + "wk"]).reshape(-1, c.kv_heads, c.head_dim), cos, sin)
-            v = (h @ w[at + "wv"]).reshape(-1, c.kv_heads, c.head_dim)
-            o = backend.attend(layer, batch, q, k, v, drafts=drafts)
-            x += o.reshape(-1, c.width) @ w[at + "wo"]
-            h = self._norm(x, w[at + "ffn_norm"])
-            gate = h @ w[at + "w1"]
-            x += (gate / (1.0 + np.exp(-gate)) * (h @ w[at + "w3"])) @ w[at + "w2"]
+        x = self._weights["embedding"][ids]
+        for layer in range(self.config.layers):
+            q, k, v = self._before(layer, x, position)
+            x = self._behind(layer, x, backend.attend(layer, batch, q, k, v, drafts=drafts))
         if drafts is None:
-            backend.commit(batch)
+            backend.commit(batch, ids.tolist())
         if not every:
             x = x[np.cumsum([span.count for span in batch]) - 1]
-        return self._norm(x, w["norm"]) @ w["head"]
+        return _times(self._norm(x, self._weights["norm"]), self._weights["head"])
+
+    def recompute(
+        self, token: int, position: int, layer: int, attend: Callable[[int, Floats], Floats]
+    ) -> tuple[Floats, Floats]:
+        """K and V [1, KVH, dh] of one token in a layer, bit for bit as ``step`` computed them.
+
+        ``attend(layer, q)`` gives the token's attention [1, H, dh] in an earlier layer, over the
+        tokens up to its own, which are there already.
+        """
+        x, at = self._weights["embedding"][[token]], np.array([position])
+        for before in range(layer):
+            q, _, _ = self._before(before, x, at)
+            x = self._behind(before, x, attend(before, q))
+        _, k, v = self._before(layer, x, at)
+        return k, v
+
+    def _before(
+        self, layer: int, x: Floats, position: NDArray[np.int64]
+    ) -> tuple[Floats, Floats, Floats]:
+        """Of a layer all before attention: q [N, H, dh], k and v [N, KVH, dh]."""
+        c, w, at = self.config, self._weights, f"layers.{layer}."
+        cos, sin = self._cos[position, None], self._sin[position, None]  # [N, 1, dh / 2]
+        h = self._norm(x, w[at + "attention_norm"])
+        q = _rotate(_times(h, w[at + "wq"]).reshape(-1, c.heads, c.head_dim), cos, sin)
+        k = _rotate(_times(h, w[at + "wk"]).reshape(-1, c.kv_heads, c.head_dim), cos, sin)
+        return q, k, _times(h, w[at + "wv"]).reshape(-1, c.kv_heads, c.head_dim)
+
+    def _behind(self, layer: int, x: Floats, o: Floats) -> Floats:
+        """Of a layer all behind attention: the next layer's x."""
+        w, at = self._weights, f"layers.{layer}."
+        x = x + _times(o.reshape(-1, self.config.width), w[at + "wo"])
+        h = self._norm(x, w[at + "ffn_norm"])
+        gate = _times(h, w[at + "w1"])
+        return x + _times(
+            gate / (np.float32(1) + np.exp(-gate)) * _times(h, w[at + "w3"]), w[at + "w2"]
+        )
 
     def _norm(self, x: Floats, weight: Floats) -> Floats:
         """RMSNorm over the last axis."""
         mean = np.mean(x * x, axis=-1, keepdims=True)
         return x / np.sqrt(mean + np.float32(self.config.epsilon)) * weight
+
+
+def _times(x: Floats, w: Floats) -> Floats:
+    """x [N, K] times w [K, M], row by row.
+
+    A product of matrices sums in an order that depends on how many rows there are. With a product
+    per row, a token's numbers are the same in whatever batch it is computed: a damaged one can be
+    computed anew, to the bit.
+    """
+    return (x[:, None] @ w)[:, 0]
 
 
 def _rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:

@@ -152,7 +152,7 @@ class ReferenceBackend:
         out = out.reshape(b, kv_heads, heads // kv_heads, count, size)
         return out.transpose(0, 3, 1, 2, 4).reshape(b, count, heads, size)
 
-    def commit(self, spans: Sequence[Span]) -> None:
+    def commit(self, spans: Sequence[Span], tokens: Sequence[int] | None = None) -> None:
         """Make the spans part of their sequences."""
         for span in spans:
             self._lengths[span.sequence] = span.start + span.count

@@ -72,7 +72,7 @@ def _solve(
 
     def fresh() -> DeviceBackend:
         driver = Driver(device, scratch_bytes=play.SCRATCH)
-        backends.append(play.backend_of(driver, decoder.config, format))
+        backends.append(play.backend_of(driver, decoder, format))
         return backends[-1]
 
     done = 0

@@ -33,6 +33,12 @@ def command(
     drafts: Annotated[
         bool, typer.Option("--drafts", help="Guess ahead and verify: several tokens per step.")
     ] = False,
+    tags: Annotated[
+        bool, typer.Option("--tags", help="Integrity tags: damaged tokens of KV are repaired.")
+    ] = False,
+    flips: Annotated[
+        int, typer.Option(help="With --tags: bits of KV that flip before each step.", min=0)
+    ] = 0,
     show: Annotated[bool, typer.Option(help="Print the transcripts.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for timeline.png and timeline.json (Perfetto).")
@@ -61,12 +67,15 @@ def command(
     if format not in FORMATS:
         raise errors.UserError(f"unknown KV format {format!r}; there are {', '.join(FORMATS)}")
     kv_format = FORMATS[format]
+    if flips and not tags:
+        raise errors.UserError("without tags nobody sees a flipped bit: add --tags")
     if model is not None:
         from m890.sim.cli.run_model import run_model
 
         return run_model(
-            model, tokenizer, prompt, tokens, core, device, memory, kv_format, rotate, drafts
-        )
+            model, tokenizer, prompt, tokens, core, device, memory, kv_format, rotate, drafts,
+            tags, flips,
+        )  # fmt: skip
     from m890.sim.cli.run_agents import Options, run_agents
 
     if demo and out is None:
@@ -77,7 +86,7 @@ def command(
         raise errors.UserError("only the rtl device has waves: drop --waves or use --device rtl")
     options = Options(
         agents, device, memory, core, kv_format, rotate, seed, chunk, branches, temperature,
-        drafts, show, out, waves or (1500 if demo and device == "rtl" else 0),
+        drafts, tags, flips, show, out, waves or (1500 if demo and device == "rtl" else 0),
     )  # fmt: skip
     return run_agents(options)
 

@@ -40,6 +40,8 @@ class Options:
     branches: int
     temperature: float
     drafts: bool
+    tags: bool
+    flips: int
     show: bool
     out: Path | None
     waves: int
@@ -54,8 +56,9 @@ def run_agents(options: Options) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     size = play.needed_memory(
-        options.core, decoder.config, options.format, options.agents * options.branches
-    )
+        options.core, decoder.config, options.format, options.agents * options.branches,
+        options.tags,
+    )  # fmt: skip
     device = open_device(
         options.device, options.core, size, seed=options.seed, waves=bool(options.waves),
         memory=options.memory, say=lambda text: console.print(text),
@@ -76,7 +79,8 @@ def run_agents(options: Options) -> int:
         player = play.Player(
             device, decoder, format=options.format, rotate=options.rotate, chunk=options.chunk,
             drafts=play.draft_nodes(options.core, decoder.config) if options.drafts else 0,
-            log=200_000 if options.waves else 0, on_step=on_step,
+            tags=options.tags, flips=options.flips, log=200_000 if options.waves else 0,
+            on_step=on_step,
         )  # fmt: skip
         played = player.play(group, branches=options.branches, temperature=options.temperature)
     seconds = time.monotonic() - ready
@@ -194,13 +198,16 @@ def _totals(played: play.Played, options: Options, seconds: float, setup: float)
             f"\n{report.tokens_per_step:.2f} tokens per step and agent,"
             f" {report.drafted:,} nodes of drafts verified"
         )
+    damage = ""
+    if played.flips or total.repaired:
+        damage = f"\n{played.flips:,} bits flipped, {total.repaired:,} damaged tokens repaired"
     return (
         f"{len(played.agents)} agents on one prompt of {report.prompt} tokens,"
         f" {report.generated:,} tokens generated in {report.steps:,} steps;"
         f" sharing saved {total.saved / (total.kv_bytes_alone or 1):.0%} of the KV reads\n"
         f"array utilisation {total.utilisation:.3f}, {total.jobs:,} jobs;"
         f" {options.device} device, {options.core.name}, {options.format.name} KV,"
-        f" {seconds:.1f} s (device ready after {setup:.1f} s){drafted}"
+        f" {seconds:.1f} s (device ready after {setup:.1f} s){drafted}{damage}"
     )
 
 

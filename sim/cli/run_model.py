@@ -12,6 +12,7 @@ from m890.hdl.numerics.formats import Format
 from m890.sim import play
 from m890.sim.cli import errors, output
 from m890.sim.devices import open_device
+from m890.sim.faults import Flips
 
 
 def run_model(
@@ -25,6 +26,8 @@ def run_model(
     format: Format,
     rotate: bool | None,
     drafts: bool,
+    tags: bool,
+    flips: int,
 ) -> int:
     """Writes the text to standard output as it comes, what it cost to standard error."""
     config, weights = load_llama2c(model)
@@ -37,20 +40,24 @@ def run_model(
         raise errors.UserError(
             f"the prompt has {len(fed)} tokens, beyond the model's {config.limit}: shorten it"
         )
-    size = play.needed_memory(core, config, format, 1)
+    decoder = Decoder(config, weights)
+    size = play.needed_memory(core, config, format, 1, tags)
     chip = open_device(
         device, core, size, memory=memory, say=lambda text: print(text, file=sys.stderr)
     )
-    backend = play.backend_of(Driver(chip, scratch_bytes=play.SCRATCH), config, format, rotate)
+    driver = Driver(chip, scratch_bytes=play.SCRATCH)
+    backend = play.backend_of(driver, decoder, format, rotate, tags)
+    faults = Flips(backend, flips, seed=0)
     texts, shown, steps = list(fed), words.decode(fed), 0
     print(shown, end="", flush=True)
     nodes = play.draft_nodes(core, config) if drafts else 0
-    for added in play.generate(Decoder(config, weights), backend, fed, tokens, drafts=nodes):
+    for added in play.generate(decoder, backend, fed, tokens, drafts=nodes):
         texts += added
         steps += 1
         text = words.decode(texts)
         print(text[len(shown) :], end="", flush=True)
         shown = text
+        faults.strike()
     print()
     total = backend.total
     output.stderr().print(
@@ -58,6 +65,10 @@ def run_model(
         f" {total.cycles_per_token:,.0f} per token, {total.kv_bytes:,.0f} KV bytes read,"
         f" array utilisation {total.utilisation:.3f} ({device}, {core.name}, {format.name})"
     )
+    if faults.count or total.repaired:
+        output.stderr().print(
+            f"{faults.count} bits flipped, {total.repaired} damaged tokens repaired"
+        )
     if drafts:
         per_step = (len(texts) - len(fed)) / max(steps, 1)
         output.stderr().print(f"{per_step:.2f} tokens per step, drafts of {nodes} nodes")

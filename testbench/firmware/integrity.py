@@ -66,24 +66,6 @@ class IntegritySuite:
             self._flipped(scene, job, at, int(rng.integers(8)), sequence, token)
         self._run(scene, [job])
 
-    @pytest.mark.soak
-    @FORMATS
-    def test_every_bit(self, driver: Driver, rng: np.random.Generator, format: Format) -> None:
-        """Every bit of the written tokens of a page, of their scales and of their tags."""
-        scene = Scene(driver, rng, format, 2, tags=True)
-        while True:
-            job = self._job(scene)
-            found = [s for s in self._streamed(scene, job) if s["end"] - s["start"] > 4]
-            if found:
-                break
-        sequence = scene.sequences[found[0]["sequence"]]
-        size = driver.config.page_tokens
-        last = min(found[0]["end"], (found[0]["start"] // size + 1) * size)
-        for token in range(found[0]["start"], last):
-            for at in self._places(scene, job, sequence, token):
-                for bit in range(8):
-                    self._flipped(scene, job, at, bit, sequence, token)
-
     @FORMATS
     def test_other_tokens_may_be_bad(
         self, driver: Driver, rng: np.random.Generator, format: Format

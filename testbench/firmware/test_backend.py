@@ -67,7 +67,7 @@ class World:
                     if draft is not None:
                         tree = [draft.masks[t] >> j & 1 for j in range(span.count)]
                         seen[span.start :] = np.array(tree, bool)
-                    want = plain(q[at + t], keys[seen], values[seen], b.group)
+                    want = plain(q[at + t], keys[seen], values[seen], b.commands.group)
                     worst = max(worst, float(np.abs(found[at + t] - want).max()))
                 if draft is None:
                     self.kept[span.sequence, layer] = (

@@ -41,11 +41,15 @@ class TextBackend(ReferenceBackend):
         super().release(sequence)
         del self.texts[sequence]
 
-    def commit(self, spans) -> None:  # noqa: ANN001
+    def commit(self, spans, tokens=None) -> None:  # noqa: ANN001
         super().commit(spans)
+        named = []
         for span in spans:
             assert span.start == len(self.texts[span.sequence])
-            self.texts[span.sequence] += self.appended[span.sequence][: span.count]
+            kept = self.appended[span.sequence][: span.count]
+            self.texts[span.sequence] += kept
+            named += kept
+        assert tokens is None or tokens == named
 
     def trim(self, sequence: int, tokens: int) -> None:
         super().trim(sequence, tokens)
@@ -88,7 +92,7 @@ class Oracle(Decoder):
                 if every or at == span.count - 1:
                     rows.append(self._next(context + seen))
         if drafts is None:
-            backend.commit(batch)
+            backend.commit(batch, list(tokens))
         return np.stack(rows)
 
     def _next(self, text: list[int]) -> Floats:

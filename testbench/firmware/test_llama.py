@@ -67,6 +67,35 @@ def test_ragged_chunks_equal_whole_sequences(decoder: Decoder, rng: np.random.Ge
         np.testing.assert_allclose(np.stack(got), _whole(decoder, text), rtol=1e-4, atol=1e-4)
 
 
+def test_a_token_is_the_same_in_every_batch(decoder: Decoder, rng: np.random.Generator) -> None:
+    """To the bit, where attention is: alone, among others, and computed anew in any layer."""
+
+    class Echo(ReferenceBackend):
+        """Attention that does nothing; K and V of each layer as they came."""
+
+        def attend(self, layer, spans, q, k, v, *, drafts=None) -> np.ndarray:  # noqa: ANN001
+            self.kv = {**getattr(self, "kv", {}), layer: (k, v)}
+            return q
+
+    backend = Echo(SMALL)
+    text = rng.integers(0, SMALL.vocabulary, 39)
+    sequence = backend.create()
+    whole = decoder.step([Span(sequence, 0, len(text))], text, backend, every=True)
+    kv = backend.kv
+    for start, count in ((0, 1), (7, 2), (12, 5), (20, 19)):
+        backend.trim(sequence, 0)
+        backend.commit([Span(sequence, 0, start)])
+        span = Span(sequence, start, count)
+        here = slice(start, start + count)
+        part = decoder.step([span], text[here], backend, every=True)
+        np.testing.assert_array_equal(part, whole[here])
+    for layer in range(SMALL.layers):
+        for token in (0, 17, 38):
+            found = decoder.recompute(int(text[token]), token, layer, lambda _, q: q)
+            for one, other in zip(found, kv[layer], strict=True):
+                np.testing.assert_array_equal(one[0], other[token])
+
+
 def test_a_fork_continues_alone(decoder: Decoder, rng: np.random.Generator) -> None:
     backend = ReferenceBackend(SMALL)
     text = rng.integers(0, SMALL.vocabulary, 20)

@@ -53,6 +53,18 @@ def test_branches_join_by_vote(m890: Run) -> None:
     assert code == 0 and re.search(r"^a0 +\S", out, re.M)
 
 
+def test_agents_go_on_when_bits_flip(m890: Run) -> None:
+    """Damaged tokens are repaired: every transcript is what it is without."""
+    arguments = ("run", "--device", "model", "--agents", 2, "--seed", 5, "--show")
+    _, expected, _ = m890(*arguments)
+    code, out, _ = m890(*arguments, "--tags", "--flips", 2)
+    assert code == 0
+    wanted = re.split(r"^ *agent ", expected, flags=re.M)[0]
+    assert len(wanted) > 300 and out.startswith(wanted)
+    flipped, repaired = re.findall(r"(\d+) bits flipped, (\d+) damaged tokens repaired", out)[0]
+    assert 0 < int(flipped) // 2 < int(repaired) <= int(flipped)
+
+
 @pytest.mark.rtl
 def test_an_agent_on_the_rtl_with_waves(m890: Run, tmp_path: Path) -> None:
     """RTL and model give the same answers, and a window of waves with its save file."""
@@ -94,6 +106,7 @@ def test_the_published_story_on_the_rtl(m890: Run, data: Path) -> None:
         (("--waves", "100"), "add --out"),
         (("--waves", "100", "--out", "x", "--device", "model"), "only the rtl device has waves"),
         (("--model", "nowhere.bin"), "nowhere.bin"),
+        (("--flips", "1"), "add --tags"),
         (("--agents", "0"), "greater than or equal to 1"),
     ],
 )

@@ -12,4 +12,6 @@ def test_flips_on_tiny(seed: int) -> None:
     options = {"flips": "6", "utilisation": "no"}
     items = registry.run("integrity", BenchContext(seed, "tiny", options=options))
     values = {item.name: item.value for item in items}
-    assert values == {"integrity.flips": 6 * len(Format), "integrity.detected": 1.0}
+    assert values == {
+        "integrity.flips": 6 * len(Format), "integrity.detected": 1.0, "integrity.repaired": 1.0,
+    }  # fmt: skip

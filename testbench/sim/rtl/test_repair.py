@@ -1,0 +1,20 @@
+"""Repair of damaged tokens on the RTL."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from m890.firmware.device import Device
+from m890.hdl.config import preset
+from m890.sim.rtl.device import RtlDevice
+from m890.testbench.firmware.repair_suite import MEMORY, RepairSuite
+
+pytestmark = pytest.mark.rtl
+
+
+class TestRepair(RepairSuite):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls) -> Iterator[Device]:
+        with RtlDevice(preset("tiny"), memory_bytes=MEMORY, latency=20, seed=1) as device:
+            yield device
