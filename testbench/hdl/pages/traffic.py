@@ -63,8 +63,11 @@ class Traffic:
     Function
         `draw` gives an opcode and all fields of its record. Page lists are written into the
         model's memory, at `lists`: the device must be given them too. APPENDs have up to `longest`
-        tokens.
+        tokens. Now and then half of all commands are APPENDs as long as that, until some of them
+        have met a pool without room: large pools would never be full otherwise.
     """
+
+    FILLS, REFUSED = 1 / 20_000, 50  # how often, and how many APPENDs find no room
 
     def __init__(
         self, rng: random.Random, model: PageManager, map: Map, *, bad: float = 0.25,
@@ -80,20 +83,41 @@ class Traffic:
             Opcode.COPY: 4 * copies,
         }  # fmt: skip
         self._pins: list[dict[str, int]] = []  # one PIN again and again, until it cannot be counted
+        self._fills = 0  # APPENDs that must yet find the pool full
         self._opcodes, self._weights = list(weights), list(weights.values())
 
     def draw(self) -> tuple[Opcode, dict[str, int]]:
         if self._pins:
             return Opcode.PIN, self._pins.pop()
+        if self.rng.random() < self.FILLS:
+            self._fills = self.REFUSED
+        if self._fills and self.rng.random() < 0.5:
+            return self._fill()
         opcode = self.rng.choices(self._opcodes, self._weights)[0]
-        c = dict.fromkeys((f.name for f in COMMANDS[opcode].fields), 0)
-        c["opcode"], c["tag"] = int(opcode), self.rng.randrange(1 << 16)
+        opens = opcode in (Opcode.CREATE, Opcode.FORK)
+        if opens and len(self.model.sequences) == self.config.sequences:
+            opcode = self.rng.choice((opcode, Opcode.RELEASE, Opcode.RELEASE, Opcode.RELEASE))
+        c = self._blank(opcode)
         getattr(self, f"_{opcode.name.lower()}")(c)
         if self.rng.random() < self.bad:
             self._spoil(opcode, c)
         elif opcode == Opcode.PIN and self.rng.random() < 0.05:
             self._pins = [c] * (MOST_PINS + 1)
         return opcode, c
+
+    def _blank(self, opcode: Opcode) -> dict[str, int]:
+        c = dict.fromkeys((f.name for f in COMMANDS[opcode].fields), 0)
+        return c | {"opcode": int(opcode), "tag": self.rng.randrange(1 << 16)}
+
+    def _fill(self) -> tuple[Opcode, dict[str, int]]:
+        """An APPEND to the shorter of two sequences."""
+        c = self._blank(Opcode.APPEND)
+        c["sequence"] = min(self._some(), self._some(), key=self._length)
+        one = self.model.sequences.get(c["sequence"])
+        c["tenant"], c["start"] = (one.tenant, one.length) if one else (0, 0)
+        c["tokens"], c["commit"] = self.longest, 1
+        self._fills -= len(self.model.free) * self.config.page_tokens < self.longest
+        return Opcode.APPEND, c
 
     # ---------------------------------------------------------------- good ones
 
@@ -149,7 +173,7 @@ class Traffic:
         if self.rng.random() < 0.1 and length:
             c["repair"] = 1
             c["start"] = self.rng.randrange(length)
-            c["tokens"] = self.rng.randint(1, length - c["start"])
+            c["tokens"] = self.rng.randint(1, min(self.longest, length - c["start"]))
 
     def _fork(self, c: dict[str, int]) -> None:
         self._bind(c)

@@ -1,21 +1,16 @@
 """Random commands of the page manager on the native core, each against the reference model."""
 
+import functools
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m890.firmware.device import Device
-from m890.hdl.commands import (
-    COMMAND_BYTES,
-    COMMANDS,
-    COMPLETION,
-    COMPLETION_BYTES,
-    Error,
-    Opcode,
-    Query,
-)
+from m890.firmware.log import COMPLETION_TYPE
+from m890.hdl.commands import COMMAND_BYTES, COMMANDS, COMPLETION_BYTES, Error, Opcode, Query
 from m890.hdl.config import CoreConfig
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format
@@ -25,10 +20,12 @@ from m890.sim.timing.checks import Plane, Tables
 from m890.sim.timing.execute import Append, Executor
 from m890.testbench.hdl.pages.traffic import FORMATS, Map, Traffic, memory_map
 
-RING = 512
+RING = 8192
 PLANES = 2
 PATIENCE = 2_000_000
 """Cycles in which a batch must be over."""
+ASKING, SAMPLE = 0.25, 2
+"""Share of batches in which each command has QUERYs right behind it, for how many of its pages."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,14 @@ class Places:
     end: int
 
 
-def places(config: CoreConfig, *, tokens: int, longest: int) -> Places:
-    """Room for sequences of `tokens`, and for APPENDs of `longest` tokens."""
+def places(config: CoreConfig, *, tokens: int, longest: int, batch: int) -> Places:
+    """Room for sequences of `tokens`, APPENDs of `longest` tokens, `batch` commands at once."""
     map = memory_map(config, PLANES, tokens=tokens, host_slots=8, tags=False)
     source = -(-map.limit // 4096) * 4096
     source_bytes = (longest + 2) * PLANES * config.port_bytes
     lists = source + -(-source_bytes // 4096) * 4096
     list_bytes = 2 * -(-4 * config.pages // config.port_bytes) * config.port_bytes
-    ring = lists + -(-RING * list_bytes // 4096) * 4096
+    ring = lists + -(-batch * list_bytes // 4096) * 4096
     completions = ring + RING * COMMAND_BYTES
     # A spoiled command may name the last beat of memory: nothing lies there.
     end = -(-(completions + RING * COMPLETION_BYTES + config.port_bytes) // 4096) * 4096
@@ -60,18 +57,43 @@ def places(config: CoreConfig, *, tokens: int, longest: int) -> Places:
     return Places(map, source, source_bytes, lists, list_bytes, ring, completions, end)
 
 
+class WatchedManager(PageManager):
+    """The reference model, which names the pages whose counts a command looked at or changed."""
+
+    def __init__(self, config: CoreConfig, memory: NDArray[np.uint8]) -> None:
+        self.touched: dict[int, None] = {}
+        super().__init__(config, memory)
+
+    def _take(self, *arguments, **named) -> int:
+        number = super()._take(*arguments, **named)
+        self.touched[number] = None
+        return number
+
+    def _hold(self, pages, *arguments, **named) -> None:
+        self.touched |= dict.fromkeys(pages)
+        super()._hold(pages, *arguments, **named)
+
+    def _drop(self, pages, *arguments, **named) -> None:
+        pages = list(pages)
+        self.touched |= dict.fromkeys(pages)
+        super()._drop(pages, *arguments, **named)
+
+
 class PageSoak:
-    """Batches of random commands: every completion, then memory, as in the model.
+    """Batches of random commands: every completion, then memory and state, as in the model.
 
     The model has a memory of its own; what the host writes (page lists, sources) is written into
-    both. Commands of a batch overlap in the core as they like.
+    both. Commands of a batch overlap in the core as they like. In some batches each command has
+    QUERYs right behind it: free pages, its tenant's, length and pages of its sequences, two of the
+    pages that it touched. At the end of each batch memory is compared, and by QUERY what its
+    commands touched: of many pages some, at random. `same_state` compares everything.
     """
 
     def __init__(
         self, device: Device, at: Places, seed: int, *, longest: int, bad: float = 0.25
     ) -> None:
         config = device.config
-        self.device, self.at, self.config = device, at, config
+        self.device, self.at, self.config, self.seed = device, at, config, seed
         self.rng = random.Random(seed)
         numbers = np.random.default_rng(seed)
         self.memory = numbers.integers(0, 256, at.end, np.uint8)
@@ -79,14 +101,18 @@ class PageSoak:
         source = self.memory[at.source : at.source + at.source_bytes].view("<f2")
         source[:] = numbers.normal(size=len(source))
         device.memory[: at.end] = self.memory
-        self.model = PageManager(config, self.memory)
+        self.model = WatchedManager(config, self.memory)
         self.model.limit = at.end
         self.model.planes = dict(enumerate(at.map.planes))
         self.tables = Tables(config, self.memory)
         self.executor = Executor(self.tables)
         self.traffic = Traffic(self.rng, self.model, at.map, bad=bad, longest=longest)
         self.met: Counter[tuple[str, str]] = Counter()
+        self.queries = 0
         self.submitted = self.taken = 0
+        self._drawn: list[tuple[Opcode, dict[str, int]]] = []  # what runs next
+        self._packed: list[bytes] = []
+        self._wanted: list[Result] = []
         self._start()
 
     def _write(self, name: str, value: int) -> None:
@@ -103,47 +129,66 @@ class PageSoak:
         self._write("RING_SIZE", RING)
         self._write("COMPLETION_SIZE", RING)
         self._write("CONTROL", 1)
-        planes = []
         for n, (base, stride, _) in enumerate(self.at.map.planes):
             tiles = 1 + n % self.config.max_tiles
             form = Format(FORMATS[n % len(FORMATS)])
             layout = PageLayout(self.config, form, tiles)
             self.tables.planes[n] = Plane(base, stride, layout, False)
-            planes.append(COMMANDS[Opcode.PLANE].pack(
-                opcode=int(Opcode.PLANE), plane=n, format=int(form), head=tiles, base=base,
-                stride=stride,
-            ))  # fmt: skip
-        assert not any(one["error"] for one in self._run(planes))
+            fields = {"plane": n, "format": int(form), "head": tiles, "base": base}
+            self._expect(Opcode.PLANE, _blank(Opcode.PLANE) | fields | {"stride": stride}, Result())
+        self._run()
 
     # ---------------------------------------------------------------- the device
 
-    def _run(self, commands: list[bytes]) -> list[dict[str, int]]:
-        """Completions in the order of the commands, whose tags are their places in the batch."""
-        memory, at = self.device.memory, self.at
-        for n, raw in enumerate(commands):
-            here = at.ring + (self.submitted + n) % RING * COMMAND_BYTES
-            memory[here : here + COMMAND_BYTES] = np.frombuffer(raw, np.uint8)
-            memory[here + 2 : here + 4] = [n & 255, n >> 8]
-        self.submitted += len(commands)
-        self._write("RING_TAIL", self.submitted & 0xFFFF)
-        spent = 0
-        while self.device.read(ADDRESS["COMPLETION_TAIL"]) != self.submitted & 0xFFFF:
-            spent += self.device.run(200)
-            assert spent < PATIENCE, "the batch does not end"
-        found: dict[int, dict[str, int]] = {}
-        for _ in commands:
-            here = at.completions + self.taken % RING * COMPLETION_BYTES
-            one = COMPLETION.unpack(memory[here : here + COMPLETION_BYTES].tobytes())
-            found[one["tag"]] = one
-            self.taken += 1
-        self._write("COMPLETION_HEAD", self.taken & 0xFFFF)
-        return [found[n] for n in range(len(commands))]
+    def _expect(self, opcode: Opcode, c: dict[str, int], want: Result) -> None:
+        self._drawn.append((opcode, c))
+        self._packed.append(COMMANDS[opcode].pack(**c))
+        self._wanted.append(want)
 
-    # ---------------------------------------------------------------- the comparison
+    def _run(self) -> None:
+        """Runs what is expected, under one doorbell, and compares completions.
+
+        Tags are places in the batch.
+        """
+        memory, at, count = self.device.memory, self.at, len(self._packed)
+        assert count <= RING
+        places = np.arange(count)
+        raw = np.frombuffer(b"".join(self._packed), np.uint8).reshape(count, COMMAND_BYTES).copy()
+        raw[:, 2:4] = places.astype("<u2").view(np.uint8).reshape(count, 2)
+        ring = memory[at.ring : at.completions].reshape(RING, COMMAND_BYTES)
+        ring[(self.submitted + places) % RING] = raw
+        self.submitted += count
+        self._write("RING_TAIL", self.submitted & 0xFFFF)
+        spent, step = 0, 100 + 4 * count
+        while self.device.read(ADDRESS["COMPLETION_TAIL"]) != self.submitted & 0xFFFF:
+            spent += self.device.run(step)
+            assert spent < PATIENCE, "the batch does not end"
+        past = at.completions + RING * COMPLETION_BYTES
+        done = memory[at.completions : past].view(COMPLETION_TYPE)
+        done = done[(self.taken + places) % RING]
+        done = done[np.argsort(done["tag"])]
+        self.taken += count
+        self._write("COMPLETION_HEAD", self.taken & 0xFFFF)
+        want = np.array([(w.error, w.field, w.index, w.value) for w in self._wanted])
+        got = np.stack([done[name] for name in ("error", "field", "index", "beats")], 1)
+        wrong = (got != want).any(1) | (done["tag"] != places)
+        if wrong.any():
+            n = int(wrong.argmax())
+            found = f"{Error(done['error'][n]).name} {done[n]}"
+            self._fail(f"{self._drawn[n]} ends as {found}, not {self._wanted[n]}")
+        self._drawn, self._packed, self._wanted = [], [], []
+
+    def _fail(self, what: str) -> None:
+        raise AssertionError(f"seed {self.seed}, {self.met.total()} commands were right: {what}")
+
+    # ---------------------------------------------------------------- commands
 
     def batch(self, count: int) -> None:
         """`count` random commands at once."""
-        drawn, wanted = [], []
+        asking = self.rng.random() < ASKING
+        met: list[tuple[str, str]] = []
+        touched: dict[tuple[Query, int], None] = {}  # in order, each once
+        touched_pages: dict[int, None] = {}
         for n in range(count):
             self.traffic.lists = self.at.lists + n * self.at.list_bytes
             opcode, c = self.traffic.draw()
@@ -151,14 +196,36 @@ class PageSoak:
                 self._source(c)
             part = slice(self.traffic.lists, self.traffic.lists + self.at.list_bytes)
             self.device.memory[part] = self.memory[part]
-            drawn.append((opcode, c))
-            wanted.append(self._model(opcode, c))
-        raw = [COMMANDS[opcode].pack(**c) for opcode, c in drawn]
-        for (opcode, c), want, got in zip(drawn, wanted, self._run(raw), strict=True):
-            found = Result(Error(got["error"]), got["field"], got["index"], got["beats"])
-            assert found == want, (opcode.name, c, found, want)
-            self.met[opcode.name, want.error.name] += 1
+            self.model.touched.clear()
+            want = self._model(opcode, c)
+            self._expect(opcode, c, want)
+            met.append((opcode.name, want.error.name))
+            around = self._around(c)
+            pages = [number for number in self.model.touched if number < self.config.pages]
+            touched |= around
+            touched_pages |= dict.fromkeys(pages)
+            if asking:
+                self._ask([*around, *self._some(pages, SAMPLE)])
+        self._ask([*touched, *self._some([*touched_pages], count + 8)])
+        self._run()
+        self.met.update(met)
         self._same_memory()
+
+    def _around(self, c: dict[str, int]) -> dict[tuple[Query, int], None]:
+        """What a command may have changed beside pages."""
+        tenants, numbers = {c.get("tenant", 0)}, {c.get("sequence", 0), c.get("target", 0)}
+        tenants |= {one.tenant for one in map(self.model.sequences.get, numbers) if one}
+        asked = [(Query.FREE, 0)]
+        for number in sorted(numbers):
+            if number < self.config.sequences:
+                asked += [(Query.LENGTH, number), (Query.PAGES, number)]
+        asked += [(Query.HELD, n) for n in sorted(tenants) if n < self.config.tenants]
+        if c["opcode"] == Opcode.QUOTA and c["tenant"] < self.config.tenants:
+            asked.append((Query.QUOTA, c["tenant"]))
+        return dict.fromkeys(asked)
+
+    def _some(self, pages: list[int], most: int) -> list[tuple[Query, int]]:
+        return [(Query.PAGE, n) for n in self.rng.sample(pages, min(most, len(pages)))]
 
     def _source(self, c: dict[str, int]) -> None:
         """Data for an APPEND; its plane and format may be wrong, too."""
@@ -177,30 +244,79 @@ class PageSoak:
             self.model.committed(c)
         return result
 
+    # ---------------------------------------------------------------- the comparison
+
+    def _ask(self, asked: list[tuple[Query, int]]) -> None:
+        """QUERYs, of what the model says now."""
+        self.queries += len(asked)
+        for what, number in asked:
+            c, packed = _query(what, number)
+            self._drawn.append((Opcode.QUERY, c))
+            self._packed.append(packed)
+            self._wanted.append(self.model.run(Opcode.QUERY, c))
+
     def _same_memory(self) -> None:
         """All that the device writes: block tables, lists, pages, host pool."""
         mine, its = self.memory[: self.at.ring], self.device.memory[: self.at.ring]
         if not np.array_equal(mine, its):
             first = int(np.flatnonzero(mine != its)[0])
-            raise AssertionError(f"memory differs from {first:#x} on; map {self.at.map}")
+            self._fail(f"memory differs from {first:#x} on; map {self.at.map}")
 
     def same_state(self) -> None:
         """Every page, tenant and sequence, by QUERY."""
-        asked = [
-            {"what": Query.FREE},
-            *({"what": Query.PAGE, "page": n} for n in range(self.config.pages)),
-        ]
-        for what in (Query.HELD, Query.QUOTA):
-            asked += [{"what": what, "tenant": n} for n in range(self.config.tenants)]
-        for what in (Query.LENGTH, Query.PAGES):
-            asked += [{"what": what, "sequence": n} for n in range(self.config.sequences)]
-        blank = dict.fromkeys((f.name for f in COMMANDS[Opcode.QUERY].fields), 0)
-        blank["opcode"] = int(Opcode.QUERY)
-        while asked:
-            part, asked = asked[: RING // 2], asked[RING // 2 :]
-            commands = [blank | {k: int(v) for k, v in fields.items()} for fields in part]
-            raw = [COMMANDS[Opcode.QUERY].pack(**c) for c in commands]
-            for c, got in zip(commands, self._run(raw), strict=True):
-                want = self.model.run(Opcode.QUERY, c)
-                found = Result(Error(got["error"]), got["field"], got["index"], got["beats"])
-                assert found == want, (c, found, want)
+        config = self.config
+        self._ask([(Query.FREE, 0)])
+        for what, count in (
+            (Query.PAGE, config.pages), (Query.HELD, config.tenants), (Query.QUOTA, config.tenants),
+            (Query.LENGTH, config.sequences), (Query.PAGES, config.sequences),
+        ):  # fmt: skip
+            self._ask([(what, n) for n in range(count)])
+        self._run()
+
+    def no_page_is_lost(self) -> None:
+        """Everything given back, every page is free; then sequences take each of them once."""
+        config, model, at = self.config, self.model, self.at
+        for tenant in range(config.tenants):
+            self._do(Opcode.QUOTA, tenant=tenant, pages=config.pages)
+        for number, one in list(model.sequences.items()):
+            self._do(Opcode.RELEASE, sequence=number, tenant=one.tenant)
+        while pinned := [n for n, page in enumerate(model.pages) if page and page.pins]:
+            tenant = model._page(pinned[0]).tenant
+            mine = [n for n in pinned if model._page(n).tenant == tenant]
+            for memory in (self.memory, self.device.memory):
+                memory[at.lists : at.lists + 4 * len(mine)].view("<u4")[:] = mine
+            self._do(Opcode.UNPIN, tenant=tenant, listed=1, count=len(mine), list=at.lists)
+            self._run()
+        assert sorted(model.free) == list(range(config.pages))
+        self.same_state()
+        room = at.map.table_bytes // 4 * config.page_tokens
+        for number in range(config.sequences):
+            table = at.map.tables + number * at.map.table_bytes
+            self._do(Opcode.CREATE, sequence=number, table=table, limit=room)
+            length = 0
+            while left := min(room - length, len(model.free) * config.page_tokens):
+                c = {"sequence": number, "start": length, "tokens": left, "commit": 1}
+                self._source(c)
+                self._do(Opcode.APPEND, **c)
+                length += c["tokens"]
+        assert not model.free
+        self.same_state()
+        self._same_memory()
+
+    def _do(self, opcode: Opcode, **fields: int) -> None:
+        c = _blank(opcode) | fields
+        assert not self._model(opcode, c).error, (opcode.name, fields)
+        self._expect(opcode, c, Result())
+
+
+def _blank(opcode: Opcode) -> dict[str, int]:
+    return dict.fromkeys((f.name for f in COMMANDS[opcode].fields), 0) | {"opcode": int(opcode)}
+
+
+@functools.cache
+def _query(what: Query, number: int) -> tuple[dict[str, int], bytes]:
+    """A QUERY's fields and record; `number` of a page, a tenant or a sequence."""
+    subject = {Query.PAGE: "page", Query.HELD: "tenant", Query.QUOTA: "tenant"}
+    fields = {"what": int(what), subject.get(what, "sequence"): number}
+    c = _blank(Opcode.QUERY) | fields
+    return c, COMMANDS[Opcode.QUERY].pack(**c)
