@@ -147,7 +147,7 @@ def _failure(log: str, text: str) -> Proof:
 
 def _forget_inits(text: str, names: str) -> str:
     """The RTLIL without the initial values of the wires whose names match."""
-    pattern = r"^ *attribute \\init .*\n((?: *attribute .*\n)*.*\\(?:%s)\n)" % names
+    pattern = rf"^ *attribute \\init .*\n((?: *attribute .*\n)*.*\\(?:{names})\n)"
     text, found = re.subn(pattern, r"\1", text, flags=re.MULTILINE)
     if not found:
         raise LookupError(f"no register is called {names!r}")
