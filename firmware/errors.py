@@ -175,11 +175,11 @@ class BadPlane(CommandError):
 
 
 class BadSequence(CommandError):
-    advice = "bind the sequence to a block table first, below the core's sequence limit"
+    advice = "create the sequence first, below the core's sequence limit"
 
 
 class BadRange(CommandError):
-    advice = "keep start <= end inside the sequence's capacity"
+    advice = "keep start <= end inside the sequence's pages and limit"
 
 
 class BadPage(CommandError):

@@ -14,18 +14,17 @@ class Opcode(IntEnum):
     NOP = 0
     FENCE = 1
     PLANE = 2
-    SEQUENCE = 3
-    APPEND = 4
-    ATTEND = 5
-    CREATE = 6
-    FORK = 7
-    TRIM = 8
-    RELEASE = 9
-    PIN = 10
-    UNPIN = 11
-    COPY = 12
-    QUERY = 13
-    QUOTA = 14
+    APPEND = 3
+    ATTEND = 4
+    CREATE = 5
+    FORK = 6
+    TRIM = 7
+    RELEASE = 8
+    PIN = 9
+    UNPIN = 10
+    COPY = 11
+    QUERY = 12
+    QUOTA = 13
 
 
 class Error(IntEnum):
@@ -41,7 +40,7 @@ class Error(IntEnum):
     BAD_FORMAT = 7  # no such format, or one that the command or this core does not take
     BAD_PLANE = 8  # no such plane, or none defined
     BAD_SEQUENCE = 9  # no such sequence, or a closed one
-    BAD_RANGE = 10  # tokens outside the sequence's capacity, a stride too small, or a count of 0
+    BAD_RANGE = 10  # tokens outside what the sequence has, a stride too small, or a count of 0
     BAD_PAGE = 11  # a block table names a page outside the pool
     BUS_ERROR = 12  # memory answered a read or write with an error
     RING_OVERRUN = 13  # the tail was set more than the ring ahead (STATUS, not a completion)
@@ -166,17 +165,6 @@ PLANE = Record(
     ),
     "Define a plane: where its pages lie and how they are coded.",
 )
-SEQUENCE = Record(
-    "SEQUENCE",
-    COMMAND_BYTES,
-    (
-        *_HEAD,
-        Field("sequence", 32, 16, "sequence table index"),
-        Field("table", 64, 64, "byte address of the block table (u32 page numbers), port-aligned"),
-        Field("capacity", 128, 32, "tokens that the block table covers; 0 closes the sequence"),
-    ),
-    "Bind a sequence to its block table.",
-)
 APPEND = Record(
     "APPEND",
     COMMAND_BYTES,
@@ -292,6 +280,7 @@ COPY = Record(
     (
         *_HEAD,
         Field("inward", 8, 1, "0: from pages to slots of the host pool; 1: back, into new pages"),
+        Field("blank", 9, 1, "inward: new pages only, `host` and `slots` are not looked at"),
         Field("tenant", 48, 16, "the pages' tenant"),
         Field("host", 64, 64, "byte address of slot 0, port-aligned"),
         Field("host_stride", 128, 32, "bytes from a slot to the next, port-aligned"),
@@ -327,8 +316,8 @@ QUOTA = Record(
 COMMANDS: dict[Opcode, Record] = {
     Opcode[r.name]: r
     for r in (
-        NOP, FENCE, PLANE, SEQUENCE, APPEND, ATTEND, CREATE, FORK, TRIM, RELEASE, PIN, UNPIN, COPY,
-        QUERY, QUOTA,
+        NOP, FENCE, PLANE, APPEND, ATTEND, CREATE, FORK, TRIM, RELEASE, PIN, UNPIN, COPY, QUERY,
+        QUOTA,
     )
 }  # fmt: skip
 

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from m890.hdl.commands import ATTEND, NOP, PLANE, ROW, SEGMENT, SEQUENCE, Opcode, SegmentKind
+from m890.hdl.commands import (
+    ATTEND,
+    COPY,
+    CREATE,
+    NOP,
+    PLANE,
+    ROW,
+    SEGMENT,
+    Opcode,
+    SegmentKind,
+)
 from m890.hdl.config import preset
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format, OutputFormat
@@ -17,6 +27,7 @@ from m890.sim.golden.attend import Job, KvSegment, attend
 CONFIG = preset("tiny")
 SIZE = 128 << 10
 RING, TABLES, QUERIES, OUTPUT, BLOCKS, PAGES = 0x0000, 0x2000, 0x3000, 0x4000, 0x5000, 0x8000
+TAKEN, LIST = 0x5100, 0x5200
 ROWS, TOKENS, HEAD = 4, 20, 16
 BLOCK_TABLE = [5, 2, 7]
 """Physical pages of the sequence, in no order at all."""
@@ -41,12 +52,13 @@ def main(folder: Path) -> None:
             opcode=Opcode.PLANE, tag=11, plane=0, format=Format.FP16, head=tiles, base=PAGES,
             stride=layout.page_bytes,
         ),
-        SEQUENCE.pack(
-            opcode=Opcode.SEQUENCE, tag=12, sequence=0, table=BLOCKS,
-            capacity=len(BLOCK_TABLE) * CONFIG.page_tokens,
+        COPY.pack(opcode=Opcode.COPY, tag=12, inward=1, blank=1, list=TAKEN, count=8),
+        CREATE.pack(
+            opcode=Opcode.CREATE, tag=13, sequence=0, table=BLOCKS, list=LIST, tokens=TOKENS,
+            limit=len(BLOCK_TABLE) * CONFIG.page_tokens,
         ),
         ATTEND.pack(
-            opcode=Opcode.ATTEND, tag=13, plane=0, rows=ROWS, segments=1, query_format=1,
+            opcode=Opcode.ATTEND, tag=14, plane=0, rows=ROWS, segments=1, query_format=1,
             output_format=OutputFormat.FP16, tables=TABLES, query=QUERIES, query_stride=2 * HEAD,
             output=OUTPUT, output_stride=2 * HEAD,
         ),
@@ -57,7 +69,7 @@ def main(folder: Path) -> None:
     segment = SEGMENT.pack(kind=SegmentKind.KV, sequence=0, start=0, end=TOKENS, row_mask=15)
     put(TABLES + len(rows), segment)
     put(QUERIES, query.tobytes())
-    put(BLOCKS, np.array(BLOCK_TABLE, "<u4").tobytes())
+    put(LIST, np.array(BLOCK_TABLE, "<u4").tobytes())
     for token in range(len(BLOCK_TABLE) * CONFIG.page_tokens):
         page, inside = divmod(token, CONFIG.page_tokens)
         start = PAGES + BLOCK_TABLE[page] * layout.page_bytes

@@ -13,7 +13,7 @@ module testbench;
       COMPLETION_BASE_LO = 12'h040, COMPLETION_SIZE = 12'h048, COMPLETION_TAIL = 12'h04C;
   // Where make_image.py puts things.
   localparam [31:0] RING = 32'h0000, COMPLETIONS = 32'h1000, OUTPUT = 32'h4000;
-  localparam integer COMMANDS = 4;             // NOP, PLANE, SEQUENCE, ATTEND
+  localparam integer COMMANDS = 5;             // NOP, PLANE, COPY, CREATE, ATTEND
   localparam integer OUTPUT_BEATS = 8;
 
   // Clock: rising edge. Reset: synchronous, active high; a few cycles are enough.

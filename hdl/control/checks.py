@@ -187,10 +187,10 @@ def table_split(config: CoreConfig, rows: Value, segments: Value) -> tuple[Value
     return beats(rows, ROW_BYTES), beats(segments, SEGMENT_BYTES)
 
 
-def table_beats(config: CoreConfig, capacity: Value) -> Value:
-    """Port beats of a block table (4 bytes per page) that covers `capacity` tokens."""
+def table_beats(config: CoreConfig, limit: Value) -> Value:
+    """Port beats of a block table (4 bytes per page) that covers `limit` tokens."""
     tokens = config.page_tokens * config.port_bytes // 4  # tokens whose page numbers fill a beat
-    return (capacity + tokens - 1) >> bits(tokens)
+    return (limit + tokens - 1) >> bits(tokens)
 
 
 def page_beats(config: CoreConfig, format_: Value, tiles: Value, tags: Value) -> Value:

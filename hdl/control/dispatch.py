@@ -317,7 +317,7 @@ class Dispatch(wiring.Component):
         return Mux(
             opcode == Opcode.APPEND,
             commands[Opcode.APPEND].sequence,
-            commands[Opcode.SEQUENCE].sequence,  # at the same place in all other records
+            commands[Opcode.CREATE].sequence,  # at the same place in all other records
         )
 
     def _may_start(self, opcode: Value, needs_pages: Value, repair: Value) -> Value:
@@ -326,7 +326,6 @@ class Dispatch(wiring.Component):
         answers = {
             Opcode.FENCE: ~self.others,
             Opcode.PLANE: ~self.plane_used & ~self.managing,
-            Opcode.SEQUENCE: free,
             # A repair writes pages that others hold, too: nobody copies them meanwhile.
             Opcode.APPEND: (
                 self.append_room

@@ -10,7 +10,7 @@ from m890.hdl.control.layouts import bits
 from m890.hdl.pages.copier import DIRECT, INWARD, OUTWARD
 from m890.hdl.pages.flow import Flow
 from m890.hdl.pages.layouts import Op, page_bits, places_bits, sequence_layout
-from m890.hdl.pages.rules import least, pages_of
+from m890.hdl.pages.rules import blank, least, pages_of
 
 
 class Commands:
@@ -44,7 +44,6 @@ class Commands:
         self.put_entry: Any = Signal(sequence_layout(config))
 
     def states(self) -> None:
-        self._bind()
         self._create()
         self._fork()
         self._give_up()
@@ -93,7 +92,7 @@ class Commands:
         m, entry, f = self.m, Signal(sequence_layout(self.config)), self.f
         entry_: Any = entry
         m.d.comb += [
-            entry_.open.eq(1), entry_.counted.eq(1), entry_.table.eq(table), entry_.limit.eq(limit),
+            entry_.open.eq(1), entry_.table.eq(table), entry_.limit.eq(limit),
             entry_.tenant.eq(self.tenant), entry_.pages.eq(pages), entry_.shared.eq(shared),
         ]  # fmt: skip
         m.d.sync += [f.save_index.eq(index), f.save_entry.eq(entry)]
@@ -106,21 +105,6 @@ class Commands:
             entry.open.eq(still_open),
         ]  # fmt: skip
         self.m.d.sync += self.f.save_index.eq(self.c[Opcode.TRIM].sequence)
-
-    # ---------------------------------------------------------------- SEQUENCE
-
-    def _bind(self) -> None:
-        """A block table that firmware keeps: its pages are not counted, nor given by APPEND."""
-        m, f, c = self.m, self.f, self.c[Opcode.SEQUENCE]
-        with m.State("SEQUENCE"):
-            count = pages_of(self.config, c.capacity)
-            self._open(c.sequence, c.table, c.capacity, count, Const(0, 1))
-            entry: Any = f.save_entry
-            m.d.sync += [
-                f.save_length.eq(c.capacity), entry.open.eq(c.capacity != 0),
-                entry.counted.eq(0), entry.tenant.eq(0)
-            ]  # fmt: skip
-            m.next = "SAVE"
 
     # ---------------------------------------------------------------- CREATE, FORK
 
@@ -340,6 +324,8 @@ class Commands:
         with m.State("COPY ROOM"):
             with m.If(f.room_error != Error.OK):
                 f.fail(f.room_error, me, "count")
+            with m.Elif(blank(c)):
+                m.next = "COPY TAKE"
             with m.Else():
                 f.walk(c.slots, c.count, Op.LOOK, self.tenant, "COPY SLOTS", bound=c.host_slots)
         with m.State("COPY SLOTS"):
@@ -368,7 +354,7 @@ class Commands:
             m.d.sync += self._place.eq(0)
             with m.If(f.entries == 0):
                 m.next = "COPY NEXT"
-                with m.If(f.bus_error):
+                with m.If(f.bus_error | blank(c)):
                     m.next = "FINISH"
         with m.State("COPY NEXT"):
             with m.If(self.waiting):

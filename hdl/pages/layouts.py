@@ -56,12 +56,12 @@ def tenant_layout(config: CoreConfig) -> data.StructLayout:
 def sequence_layout(config: CoreConfig) -> data.StructLayout:
     """Entry of the sequence table.
 
-    shared: pages from this one on are the sequence's alone. counted: not bound by SEQUENCE.
+    shared: pages from this one on are the sequence's alone.
     """
     places = places_bits(config)
     return data.StructLayout(
         {
-            "open": 1, "counted": 1, "table": config.address_bits, "limit": TOKEN_BITS,
+            "open": 1, "table": config.address_bits, "limit": TOKEN_BITS,
             "tenant": bits(config.tenants), "pages": places, "shared": places,
         }
     )  # fmt: skip

@@ -24,8 +24,8 @@ from m890.hdl.pages.store import PageStore
 from m890.hdl.pages.walker import PageWalker
 
 MANAGED = (
-    Opcode.SEQUENCE, Opcode.CREATE, Opcode.FORK, Opcode.TRIM, Opcode.RELEASE, Opcode.PIN,
-    Opcode.UNPIN, Opcode.COPY, Opcode.QUERY, Opcode.QUOTA,
+    Opcode.CREATE, Opcode.FORK, Opcode.TRIM, Opcode.RELEASE, Opcode.PIN, Opcode.UNPIN,
+    Opcode.COPY, Opcode.QUERY, Opcode.QUOTA,
 )  # fmt: skip
 """Commands that the page manager carries out."""
 COPIED_BITS = 32
@@ -66,7 +66,7 @@ class PageManager(wiring.Component):
         nothing is missing, 14 + W with a new page.
     Throughput
         FORK, CREATE, PIN: one page per cycle. UNPIN, TRIM, RELEASE: 2 to 7 cycles per page.
-        COPY: a beat per cycle within a page.
+        COPY: a beat per cycle within a page; 14 cycles per page taken.
     Storage
         PageStore; sequences x (sequence_layout + TOKEN_BITS), with check bits.
     Errors

@@ -33,15 +33,7 @@ class PageRules:
         create, fork, trim = c[Opcode.CREATE], c[Opcode.FORK], c[Opcode.TRIM]
         unpin, query, quota = c[Opcode.UNPIN], c[Opcode.QUERY], c[Opcode.QUOTA]
         beyond = Check("tokens", Error.BAD_RANGE, fork.tokens > self._length)
-        bind = c[Opcode.SEQUENCE]
         return {
-            Opcode.SEQUENCE: [
-                self._known(bind),
-                Check("sequence", Error.TABLE_ERROR, self._damaged),
-                Check("sequence", Error.SEQUENCE_OPEN, self._one.open & self._one.counted),
-                Check("capacity", Error.BAD_RANGE, bind.capacity[TOKEN_BITS:].any()),
-                *self._aligned(bind, "table"),
-            ],
             Opcode.CREATE: [
                 self._known(create),
                 self._tenant(create),
@@ -109,9 +101,8 @@ class PageRules:
         create, fork, unpin, copy = (
             c[o] for o in (Opcode.CREATE, Opcode.FORK, Opcode.UNPIN, Opcode.COPY)
         )
-        bind = c[Opcode.SEQUENCE]
+        moved = ~blank(copy)
         return {
-            Opcode.SEQUENCE: [(table(bind, "table", bind.capacity), always)],
             Opcode.CREATE: [
                 (table(create, "table", create.limit), always),
                 (table(create, "list", create.tokens), always),
@@ -123,19 +114,21 @@ class PageRules:
                     Range(
                         "host", copy.host, copy.host_slots, copy.host_stride[self._low :], none
                     ),
-                    always,
+                    moved,
                 ),
                 (array(copy, "list", copy.count), always),
-                (array(copy, "slots", copy.count), always),
+                (array(copy, "slots", copy.count), moved),
             ],
         }  # fmt: skip
 
     def _copy(self, copy: Any) -> list[Check]:
+        few = Check("host_stride", Error.BAD_RANGE, copy.host_stride[self._low :] < self._copied)
         return [
             self._tenant(copy),
             Check("count", Error.BAD_RANGE, copy.count == 0),
-            *self._aligned(copy, "host", "host_stride", "list", "slots"),
-            Check("host_stride", Error.BAD_RANGE, copy.host_stride[self._low :] < self._copied),
+            *(self._unless(blank(copy), x) for x in self._aligned(copy, "host", "host_stride")),
+            *self._aligned(copy, "list"),
+            *(self._unless(blank(copy), x) for x in (*self._aligned(copy, "slots"), few)),
         ]
 
     def _known(self, command: Any) -> Check:
@@ -179,6 +172,11 @@ class PageRules:
     @staticmethod
     def _unless(condition: Value, check: Check) -> Check:
         return Check(check.field, check.error, check.bad & ~condition)
+
+
+def blank(copy: Any) -> Value:
+    """A COPY that takes pages and moves nothing."""
+    return copy.inward & copy.blank
 
 
 def list_beats(config: CoreConfig, count: Value) -> Value:

@@ -2,8 +2,9 @@
 
 Beats of the memory port are counted at the RTL's port, over APPENDs of one token each: source rows
 read and page beats written, without the commands, their completions and the block table's beat. The
-least possible are the port beats of K's and V's source rows and of their stored bytes, each rounded
-up; K and V count apart, as no job reads them at once, and scales and tags fill up their last beats.
+pages are there before, as they are for every plane of a step but the first. The least possible are
+the port beats of K's and V's source rows and of their stored bytes, each rounded up; K and V count
+apart, as no job reads them at once, and scales and tags fill up their last beats.
 """
 
 from dataclasses import dataclass
@@ -90,29 +91,35 @@ def measure(
     head = layout.tiles * config.lanes
     rows = np.random.default_rng(seed).standard_normal((2, tokens, head)).astype(np.float16)
     pages = -(-tokens // config.page_tokens)
-    source, table = driver.place(rows), driver.place(np.arange(pages, dtype="<u4"))
+    source, table = driver.place(rows), driver.buffer(4 * pages)
     driver.wait(
         driver.submit(
             "PLANE", plane=0, format=int(layout.format), head=layout.tiles, base=base,
             stride=layout.page_bytes, tags=int(layout.tags),
         )
     )  # fmt: skip
-    driver.wait(driver.submit("SEQUENCE", table=table, capacity=pages * config.page_tokens))
+    driver.wait(driver.submit("CREATE", table=table, limit=pages * config.page_tokens))
+
+    def append(token: int, count: int) -> None:
+        at = source + token * 2 * head
+        driver.wait(
+            driver.submit(
+                "APPEND", start=token, tokens=count, source_format=int(Format.FP16), k=at,
+                v=at + tokens * 2 * head, source_stride=2 * head,
+            )
+        )  # fmt: skip
+
+    append(0, tokens)  # takes the pages
     commands = np.zeros(2)
     appends = np.zeros(2)
     for token in range(tokens):
         before = np.array(device.port_beats())
         driver.wait(driver.submit("NOP"))
         between = np.array(device.port_beats())
-        driver.wait(
-            driver.submit(
-                "APPEND", start=token, tokens=1, source_format=int(Format.FP16),
-                k=source + token * 2 * head, v=source + (tokens + token) * 2 * head,
-                source_stride=2 * head,
-            )
-        )  # fmt: skip
+        append(token, 1)
         commands += between - before
         appends += np.array(device.port_beats()) - between
+    driver.wait(driver.submit("RELEASE"))
     driver.free(source, table)
     read, written = (appends - commands) / tokens
     return Beats(float(read) - TABLE_BEATS, float(written))

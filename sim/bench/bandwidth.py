@@ -4,6 +4,10 @@ Decode jobs with all rows used, each on tokens of its own, under one doorbell. T
 or `-o device=player`: the bursts of its K and V fetchers without the core. FP16 KV by default, of
 which the array takes twice what the memory gives, so that the memory alone decides. The bytes are
 those of the KV pages, the cycles those from the doorbell to the last completion.
+
+Random pages are a random choice, in random order, of SPREAD times as many (or of the whole pool, if
+it is smaller). The core's page manager gives them in rising order; the jobs' sequences are created
+on lists of them.
 """
 
 from dataclasses import dataclass
@@ -12,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m890.firmware.driver import Driver
+from m890.firmware.kv import placed
 from m890.firmware.records import pack
 from m890.hdl.commands import ROW, SEGMENT
 from m890.hdl.config import CoreConfig, preset
@@ -26,6 +31,7 @@ from m890.sim.rtl.hbm import HbmTiming, share
 DEVICES = ("rtl", "player")
 HEAD = 128
 SCRATCH = 64 << 20
+SPREAD = 4
 OPTIONS = {
     "device": f"what reads: {', '.join(DEVICES)} (rtl)",
     "format": "KV format (fp16)",
@@ -74,7 +80,7 @@ def run(context: BenchContext) -> list[Item]:
     rng = np.random.default_rng(context.seed)
     places = {
         "sequential": np.arange(work.pages),
-        "random": rng.permutation(work.config.pages)[: work.pages],
+        "random": rng.permutation(min(SPREAD * work.pages, work.config.pages))[: work.pages],
     }
     measure = on_rtl if device == "rtl" else by_player
     found = {}
@@ -138,9 +144,7 @@ def on_rtl(
             "PLANE", plane=0, format=int(work.layout.format), head=work.layout.tiles, base=base,
             stride=stride,
         )  # fmt: skip
-        for job, table in enumerate(pages.reshape(work.jobs, -1)):
-            at = driver.place(table.astype("<u4"))
-            driver.submit("SEQUENCE", sequence=job, table=at, capacity=work.tokens)
+        _open(driver, work, pages)
         commands = _jobs(driver, work)
         driver.wait_all()
         counters, moved, start = driver.counters(), device.memory_counters(), device.cycle
@@ -151,6 +155,15 @@ def on_rtl(
             raise BenchError(f"the core read {read} KV bytes of {work.kv_bytes}")
         after = device.memory_counters()
         return Measured(cycles, {name: after[name] - moved[name] for name in after})
+
+
+def _open(driver: Driver, work: Work, pages: NDArray[np.int64]) -> None:
+    """A sequence per job, on these pages."""
+    count = int(pages.max()) + 1
+    if (placed.take(driver, count) != np.arange(count)).any():
+        raise BenchError("the page manager was not as after reset")
+    for job, own in enumerate(pages.reshape(work.jobs, -1)):
+        placed.adopt(driver, job, own, driver.buffer(4 * own.size))
 
 
 def _jobs(driver: Driver, work: Work) -> NDArray[np.uint8]:

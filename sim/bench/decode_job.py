@@ -9,6 +9,7 @@ import numpy as np
 
 from m890.firmware import stored
 from m890.firmware.driver import Driver
+from m890.firmware.kv import placed
 from m890.firmware.records import pack
 from m890.hdl.commands import ROW, SEGMENT
 from m890.hdl.config import CoreConfig
@@ -58,8 +59,8 @@ def decode(device: Any, tokens: int, seed: int, *, repeat: int = 1) -> Timed:
         "PLANE", plane=0, format=int(Format.E4M3), head=config.max_tiles, base=pool.start,
         stride=layout.page_bytes,
     )  # fmt: skip
-    table = driver.place(rng.permutation(count).astype("<u4"))
-    driver.submit("SEQUENCE", sequence=0, table=table, capacity=tokens)
+    order = rng.permutation(np.sort(placed.take(driver, count)))
+    placed.adopt(driver, 0, order, driver.buffer(4 * count))
     query = (rng.standard_normal((config.rows, head)) * head**-0.5).astype(np.float16)
     rows = pack(ROW, config.rows, {"position": tokens - 1})
     segment = pack(SEGMENT, 1, {"start": 0, "end": tokens, "row_mask": (1 << config.rows) - 1})

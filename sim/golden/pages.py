@@ -34,7 +34,6 @@ class Sequence:
     tenant: int
     length: int = 0
     pages: int = 0
-    counted: bool = True  # False: firmware's own table, whose pages nobody counts or gives
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,10 @@ class PageManager:
     def run(self, opcode: Opcode, c: dict[str, int]) -> Result:
         """The command with fields `c`; of APPEND, what `prepare` does."""
         commands: dict[Opcode, Callable[[dict[str, int]], Any]] = {
-            Opcode.SEQUENCE: self._bind, Opcode.CREATE: self._create, Opcode.FORK: self._fork,
-            Opcode.TRIM: self._trim, Opcode.RELEASE: self._release, Opcode.PIN: self._pin,
-            Opcode.UNPIN: self._unpin, Opcode.COPY: self._copy, Opcode.QUERY: self._query,
-            Opcode.QUOTA: self._quota, Opcode.APPEND: self.prepare,
+            Opcode.CREATE: self._create, Opcode.FORK: self._fork, Opcode.TRIM: self._trim,
+            Opcode.RELEASE: self._release, Opcode.PIN: self._pin, Opcode.UNPIN: self._unpin,
+            Opcode.COPY: self._copy, Opcode.QUERY: self._query, Opcode.QUOTA: self._quota,
+            Opcode.APPEND: self.prepare,
         }  # fmt: skip
         try:
             return commands[opcode](c) or Result()
@@ -120,8 +119,6 @@ class PageManager:
         if c["repair"]:
             return
         one = self.sequences[c["sequence"]]
-        if not one.counted:
-            return
         first, last = c["start"] // self._size, (c["start"] + c["tokens"] - 1) // self._size
         table = self.block_table(c["sequence"])
         shared = []
@@ -149,22 +146,6 @@ class PageManager:
             self.sequences[c["sequence"]].length = c["start"] + c["tokens"]
 
     # ---------------------------------------------------------------- sequences
-
-    def _bind(self, c: dict[str, int]) -> None:
-        """Binds a sequence of tenant 0 to a block table that firmware writes; capacity 0 closes."""
-        number, capacity = c["sequence"], c["capacity"]
-        self._need(number < self.config.sequences, Error.BAD_SEQUENCE, "sequence")
-        one = self.sequences.get(number)
-        self._need(one is None or not one.counted, Error.SEQUENCE_OPEN, "sequence")
-        self._need(capacity < 1 << TOKEN_BITS, Error.BAD_RANGE, "capacity")
-        self._aligned(c, "table")
-        pages = -(-capacity // self._size)
-        self._inside(c, "table", 4 * pages)
-        self.sequences.pop(number, None)
-        if capacity:
-            self.sequences[number] = Sequence(
-                c["table"], capacity, 0, capacity, pages, counted=False
-            )
 
     def _create(self, c: dict[str, int]) -> None:
         config = self.config
@@ -256,6 +237,13 @@ class PageManager:
     def _copy(self, c: dict[str, int]) -> None:
         self._need(c["tenant"] < self.config.tenants, Error.BAD_TENANT, "tenant")
         self._need(c["count"] > 0, Error.BAD_RANGE, "count")
+        if c["inward"] and c["blank"]:
+            self._aligned(c, "list")
+            self._inside(c, "list", 4 * c["count"])
+            self._room(c["count"], c["tenant"], "count")
+            taken = [self._take(c["tenant"], pins=1) for _ in range(c["count"])]
+            self._write(c["list"], taken)
+            return
         self._aligned(c, "host", "host_stride", "list", "slots")
         size = sum(plane[2] for plane in self.planes.values())
         self._need(c["host_stride"] >= size, Error.BAD_RANGE, "host_stride")

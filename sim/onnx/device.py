@@ -7,6 +7,7 @@ import numpy as np
 
 from m890.firmware.device import Device
 from m890.firmware.driver import Driver
+from m890.firmware.kv import placed
 from m890.firmware.memory_map import PlaneShape, memory_bytes, pool_bytes
 from m890.firmware.records import pack
 from m890.hdl.commands import ROW, SEGMENT
@@ -35,14 +36,13 @@ class DeviceExecutor:
         tokens = len(request.k)
         shape = PlaneShape(1, Format.FP16, head)
         pages = -(-tokens // config.page_tokens)
-        # Pages in falling order: contiguous memory would hide an untranslated address.
-        driver.view(self.table, (pages,), "<u4")[:] = np.arange(pages)[::-1]
         places = [driver.place(padded(x, tokens, head)) for x in (request.k, request.v)]
         driver.submit(
             "PLANE", plane=0, format=int(Format.FP16), head=head // config.lanes, base=self.base,
             stride=shape.stride(config),
         )  # fmt: skip
-        driver.submit("SEQUENCE", sequence=0, table=self.table, capacity=pages * config.page_tokens)
+        # Pages in falling order: contiguous memory would hide an untranslated address.
+        placed.adopt(driver, 0, np.sort(placed.take(driver, pages))[::-1], self.table)
         driver.submit(
             "APPEND", plane=0, sequence=0, start=0, tokens=tokens,
             source_format=int(Format.FP16), k=places[0], v=places[1], source_stride=2 * head,
@@ -51,6 +51,7 @@ class DeviceExecutor:
         out = driver.buffer(4 * rows * head)
         for at in range(0, rows, config.rows):
             places += self._attend(request, slice(at, min(at + config.rows, rows)), head, out)
+        driver.submit("RELEASE", sequence=0)
         driver.wait_all()
         result = driver.view(out, (rows, head), "<f4")[:, : request.v.shape[1]].copy()
         driver.free(*places, out)

@@ -13,6 +13,8 @@ from m890.sim.golden.pages import MOST_PINS
 from m890.testbench.firmware.page_world import TABLE_PAGES, PageWorld
 
 FAR = 1 << 39
+BLANK = {"inward": 1, "blank": 1, "host": 4, "host_stride": 4, "slots": 4}
+"""Of a COPY that takes pages only: what it does not look at is wrong."""
 Op, Q = Opcode, Query
 
 
@@ -90,6 +92,12 @@ class PageSuite:
             (Op.COPY, {"count": 1, "host_slots": 0}, Error.BAD_RANGE, "slots"),
             (Op.COPY, {"count": 1}, Error.NOT_PINNED, "list"),
             (Op.COPY, {"count": 65, "inward": 1}, Error.OUT_OF_PAGES, "count"),
+            (Op.COPY, {"count": 1, **BLANK, "tenant": 65535}, Error.BAD_TENANT, "tenant"),
+            (Op.COPY, {"count": 0, **BLANK}, Error.BAD_RANGE, "count"),
+            (Op.COPY, {"count": 1, **BLANK, "list": 4}, Error.BAD_ALIGNMENT, "list"),
+            (Op.COPY, {"count": 1, **BLANK, "list": FAR}, Error.BAD_ADDRESS, "list"),
+            (Op.COPY, {"count": 65, **BLANK}, Error.OUT_OF_PAGES, "count"),
+            (Op.COPY, {"count": 1, "blank": 1}, Error.NOT_PINNED, "list"),  # outward: as without
             (Op.QUERY, {"what": 255}, Error.BAD_RANGE, "what"),
             (Op.QUERY, {"what": Q.LENGTH, "sequence": 9}, Error.BAD_SEQUENCE, "sequence"),
             (Op.QUERY, {"what": Q.PAGE, "page": 1 << 20}, Error.BAD_PAGE, "page"),
@@ -202,6 +210,29 @@ class PageSuite:
         world.open(1, 3 * size)  # where they were
         assert not world.do(Op.COPY, count=2, inward=1)["error"]
         assert not world.do(Op.CREATE, sequence=0, tokens=size + 3)["error"]
+        self._attended(world, [[0], [1]])
+        world.check()
+
+    def test_a_sequence_on_blank_pages(self, world: PageWorld) -> None:
+        """KV that is there already, in pages in an order of firmware's choice; then it grows."""
+        size = world.size
+        world.open(0, 3 * size)
+        held = world.model.block_table(0)
+        assert not world.do(Op.COPY, count=3, **BLANK)["error"]
+        taken = world.model.memory[world.map.lists :][:12].view("<u4").tolist()
+        assert not set(taken) & set(held) and not world.model.copied
+        world.put(taken[::-1])
+        assert not world.do(Op.CREATE, sequence=1, tokens=3 * size - 1)["error"]
+        assert world.query(Q.PAGE, page=taken[0]) == 1 << 16 | 1
+        world.do(Op.UNPIN, listed=1, count=3)
+        for memory in (world.driver.memory, world.model.memory):
+            for base, stride, bytes_ in world.map.planes:
+                for old, new in zip(held, taken[::-1], strict=True):
+                    page = memory[base + old * stride :][:bytes_]
+                    memory[base + new * stride :][:bytes_] = page
+        world.tokens[1] = world.tokens[0][:-1]
+        self._attended(world, [[1]])
+        world.grow(1, 2)
         self._attended(world, [[0], [1]])
         world.check()
 

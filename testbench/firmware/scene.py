@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m890.firmware.driver import Driver
+from m890.firmware.kv import placed
 from m890.firmware.memory_map import PlaneShape, pool_bytes
 from m890.firmware.records import pack
 from m890.hdl.commands import ROW, SEGMENT, SegmentKind
@@ -94,7 +95,7 @@ class Scene:
                     rotate=int(self.rotated[plane]), base=int(self.base[plane]), stride=self.stride,
                 )
             )  # fmt: skip
-        order = rng.permutation(count)
+        order = rng.permutation(placed.take(driver, count))
         self.sequences = [
             self._sequence(number, order[number * pages : (number + 1) * pages])
             for number in range(sequences)
@@ -134,15 +135,18 @@ class Scene:
         table = self.driver.map.allocate(
             f"table {number}", 4 * len(pages), max(config.port_bytes, 64)
         ).start
-        self.driver.view(table, (len(pages),), "<u4")[:] = pages
         new = Sequence(number, table, pages, codes, scales)
         for plane in range(self.planes):
             for token in range(tokens):
                 self.write_token(new, plane, token)
-        self.driver.wait(
-            self.driver.submit("SEQUENCE", sequence=number, table=table, capacity=tokens)
-        )
+        placed.adopt(self.driver, number, pages, table)
         return new
+
+    def close(self) -> None:
+        """Gives all pages back, whatever a test has made of the block tables."""
+        for s in self.sequences:
+            self.driver.view(s.table, (len(s.pages),), "<u4")[:] = s.pages
+            self.driver.wait(self.driver.submit("RELEASE", sequence=s.number))
 
     def page_address(self, sequence: Sequence, plane: int, token: int) -> int:
         page = int(sequence.pages[token // self.config.page_tokens])

@@ -108,10 +108,10 @@ def test_submit_returns_the_tag_and_counts_cycles() -> None:
 def test_errors_are_kept_for_those_who_wait() -> None:
     """wait raises the error of its own command; wait_all that of commands nobody waited for."""
     driver = make()
-    bad = driver.submit("SEQUENCE", sequence=TINY.sequences)
+    bad = driver.submit("RELEASE", sequence=TINY.sequences)
     good = driver.submit("NOP")
     driver.wait(good)
-    with pytest.raises(errors.BadSequence, match="SEQUENCE refused for sequence = 16"):
+    with pytest.raises(errors.BadSequence, match="RELEASE refused for sequence = 16"):
         driver.wait_all()
     driver.wait_all()
     bad = driver.submit("PLANE", plane=1, format=int(Format.FP16), head=99)

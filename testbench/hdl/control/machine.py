@@ -50,11 +50,13 @@ class Machine:
     "attend done". `hold` keeps engines from finishing while it is true.
     """
 
-    def __init__(self, seed: int, config: CoreConfig | None = None, ring: int = 8) -> None:
+    def __init__(
+        self, seed: int, config: CoreConfig | None = None, ring: int = 8, memory: int = MEMORY
+    ) -> None:
         self.config = config or preset("tiny")
         self.rng = random.Random(seed)
         self.seed, self.ring, self.completions = seed, ring, ring
-        self.memory = bytearray(self.rng.randbytes(MEMORY))
+        self.memory = bytearray(self.rng.randbytes(memory))
         self.memory[COMPLETIONS_AT : COMPLETIONS_AT + ring * COMPLETION_BYTES] = bytes(
             ring * COMPLETION_BYTES
         )
@@ -85,15 +87,17 @@ class Machine:
 
         bad_read = lambda address: address in self.bad_reads  # noqa: E731
         bad_write = lambda address: address in self.bad_writes  # noqa: E731
-        for port in (self.dut.ring, self.dut.loader):
+        dut = self.dut
+        for port in (dut.ring, dut.loader, dut.page_list, dut.page_read):
             sim.add_testbench(
                 read_server(self.config, port, self.memory, self.rng, bad=bad_read, log=self.reads),
                 background=True,
             )
-        sim.add_testbench(
-            write_server(self.config, self.dut.completion, self.memory, self.rng, bad=bad_write),
-            background=True,
-        )
+        for port in (dut.completion, dut.page_entry, dut.page_write):
+            sim.add_testbench(
+                write_server(self.config, port, self.memory, self.rng, bad=bad_write),
+                background=True,
+            )
         sim.add_testbench(self._append_unit, background=True)
         sim.add_testbench(self._attend_unit, background=True)
         sim.add_testbench(main)
@@ -257,7 +261,8 @@ class Machine:
         """What the driver does first."""
         await self.write("CONTROL", 2)
         for name, value in (
-            ("MEMORY_LIMIT", MEMORY), ("RING_BASE", RING_AT), ("COMPLETION_BASE", COMPLETIONS_AT)
+            ("MEMORY_LIMIT", len(self.memory)), ("RING_BASE", RING_AT),
+            ("COMPLETION_BASE", COMPLETIONS_AT),
         ):  # fmt: skip
             await self.write(f"{name}_LO", value)
             await self.write(f"{name}_HI", 0)
@@ -330,6 +335,22 @@ class Machine:
         found = await self.poll()
         assert (found["tag"], found["opcode"]) == (tag, opcode)
         return found
+
+    async def open(self, sequence: int, table: int, tokens: int, plane: int, source: int) -> None:
+        """A sequence with committed tokens in pages of its own; the log begins behind it.
+
+        source: where the plane's rows could come from; the append unit reads nothing.
+        """
+        wide = self.config.max_tiles * self.config.port_bytes
+        found = await self.perform(Opcode.CREATE, sequence=sequence, table=table, limit=tokens)
+        assert found["error"] == 0
+        found = await self.perform(
+            Opcode.APPEND, plane=plane, sequence=sequence, tokens=tokens, commit=1, k=source,
+            v=source, source_stride=wide,
+        )  # fmt: skip
+        assert found["error"] == 0
+        self.appends.clear()
+        self.log.clear()
 
     # ---------------------------------------------------------------- jobs
 

@@ -34,7 +34,7 @@ class Refused(Exception):
 
 @dataclass
 class Reference:
-    """Tables of a core as its commands leave them."""
+    """Tables of a core as its commands leave them; sequences are of tenant 0."""
 
     config: CoreConfig
     limit: int
@@ -56,8 +56,6 @@ class Reference:
         c = COMMANDS[opcode].unpack(raw)
         if opcode == Opcode.PLANE:
             self._plane(c)
-        elif opcode == Opcode.SEQUENCE:
-            self._sequence(c)
         elif opcode == Opcode.APPEND:
             self._append(c)
         elif opcode == Opcode.ATTEND:
@@ -93,18 +91,12 @@ class Reference:
         self._within(c, me, "base", config.pages * c["stride"])
         self.planes[c["plane"]] = c
 
-    def _sequence(self, c: dict[str, int]) -> None:
-        config, me = self.config, Opcode.SEQUENCE
-        self._refuse(c["sequence"] >= config.sequences, Error.BAD_SEQUENCE, me, "sequence")
-        self._refuse(c["capacity"] >= TOKENS, Error.BAD_RANGE, me, "capacity")
-        self._aligned(c, me, "table")
-        entries = -(-c["capacity"] // config.page_tokens)
-        port = config.port_bytes
-        self._within(c, me, "table", -(-entries * 4 // port) * port)
-        self.sequences[c["sequence"]] = c | {"length": c["capacity"]}
+    def open(self, sequence: int, tokens: int) -> None:
+        """A sequence that the page manager has opened, of so many tokens and no room for more."""
+        self.sequences[sequence] = {"limit": tokens, "length": tokens}
 
     def _open(self, sequence: int) -> bool:
-        return self.sequences.get(sequence, {"capacity": 0})["capacity"] > 0
+        return sequence in self.sequences
 
     def _append(self, c: dict[str, int]) -> None:
         me = Opcode.APPEND
@@ -112,10 +104,9 @@ class Reference:
         self._refuse(not self._open(c["sequence"]), Error.BAD_SEQUENCE, me, "sequence")
         self._refuse(c["tenant"] != 0, Error.BAD_TENANT, me, "tenant")
         self._refuse(c["tokens"] == 0, Error.BAD_RANGE, me, "tokens")
-        capacity = self.sequences[c["sequence"]]["capacity"]
         end = c["start"] + c["tokens"]
-        length = self.sequences[c["sequence"]]["length"] if c["repair"] else capacity
-        self._refuse(end > min(length, capacity), Error.BAD_RANGE, me, "start")
+        most = self.sequences[c["sequence"]]["length" if c["repair"] else "limit"]
+        self._refuse(end > most, Error.BAD_RANGE, me, "start")
         ok = c["source_format"] in (Format.BF16, Format.FP16)
         self._refuse(not ok, Error.BAD_FORMAT, me, "source_format")
         self._aligned(c, me, "k", "v", "source_stride")
@@ -172,8 +163,7 @@ class Reference:
             refuse(not self._open(s["sequence"]), Error.BAD_SEQUENCE, "sequence")
             refuse(c["tenant"] != 0, Error.BAD_TENANT, "sequence")
             refuse(s["start"] >= s["end"], Error.BAD_RANGE, "start")
-            capacity = self.sequences[s["sequence"]]["capacity"]
-            refuse(s["end"] > capacity, Error.BAD_RANGE, "end")
+            refuse(s["end"] > self.sequences[s["sequence"]]["limit"], Error.BAD_RANGE, "end")
         if raw or c["bias"]:
             refuse(s["address"] % config.port_bytes != 0, Error.BAD_ALIGNMENT, "address")
             chunks = (s["end"] - 1) // config.lanes - s["start"] // config.lanes + 1

@@ -13,6 +13,8 @@ from m890.testbench.hdl.control.machine import Machine
 
 SEQUENCE_TABLE = 0x2000
 QUERY, OUTPUT, TABLES = 0x3000, 0x3800, 0x4000
+TOKENS = 64
+"""Of a sequence that `open_sequence` opens."""
 
 
 def plane(machine, number=3, base=0x8000):
@@ -20,14 +22,16 @@ def plane(machine, number=3, base=0x8000):
 
 
 async def set_up(machine, sequences=(2,), rotate=0):
-    """A plane and some sequences of 64 tokens."""
+    """A plane and some sequences."""
     found = await machine.perform(Opcode.PLANE, **plane(machine), rotate=rotate)
     assert found["error"] == 0
     for s in sequences:
-        found = await machine.perform(
-            Opcode.SEQUENCE, sequence=s, table=SEQUENCE_TABLE + 32 * s, capacity=64
-        )
-        assert found["error"] == 0
+        await open_sequence(machine, s)
+
+
+async def open_sequence(machine, number, plane=3):
+    """A sequence in pages of its own."""
+    await machine.open(number, SEQUENCE_TABLE + 32 * number, TOKENS, plane, QUERY)
 
 
 def attend(**changes):
@@ -136,8 +140,7 @@ def test_the_largest_job_of_the_largest_core(seed):
         stride = 128 * (2 * 64 + 2)
         fields = {"plane": 1, "format": Format.INT8, "head": 1, "base": 0xB000, "stride": stride}
         assert (await machine.perform(Opcode.PLANE, **fields))["error"] == 0
-        fields = {"sequence": 2, "table": SEQUENCE_TABLE, "capacity": 64}
-        assert (await machine.perform(Opcode.SEQUENCE, **fields))["error"] == 0
+        await machine.open(2, SEQUENCE_TABLE, TOKENS, 1, QUERY)
         machine.tables(TABLES, table, segments)
         assert (await machine.perform(Opcode.ATTEND, **job))["error"] == 0
 

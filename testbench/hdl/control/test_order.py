@@ -10,6 +10,7 @@ from m890.testbench.hdl.control.test_control import (
     SEQUENCE_TABLE,
     TABLES,
     attend,
+    open_sequence,
     plane,
     rows,
     segment,
@@ -23,8 +24,6 @@ def meets(earlier, later):
     """A later command must see the effect of the earlier one: (kind, plane, sequences) each."""
     kinds = {earlier[0], later[0]}
     common = earlier[2] & later[2]
-    if Opcode.SEQUENCE in kinds:
-        return bool(common)
     return kinds == {Opcode.APPEND, Opcode.ATTEND} and earlier[1] == later[1] and bool(common)
 
 
@@ -78,8 +77,7 @@ def test_commands_overlap_except_where_they_must_not(seed):
         for n in range(2):
             await machine.perform(Opcode.PLANE, **plane(machine, n))
         for s in range(4):
-            table = SEQUENCE_TABLE + 32 * s
-            await machine.perform(Opcode.SEQUENCE, sequence=s, table=table, capacity=64)
+            await open_sequence(machine, s, 0)
         first = machine.submitted
         errors = 0
         while machine.submitted < first + 60:
@@ -116,26 +114,25 @@ def test_commands_overlap_except_where_they_must_not(seed):
                 assert job.queries[r, tile] == word
 
 
-@pytest.mark.parametrize("kind", [Opcode.FENCE, Opcode.SEQUENCE, Opcode.PLANE])
+@pytest.mark.parametrize("kind", [Opcode.FENCE, Opcode.RELEASE, Opcode.PLANE])
 def test_a_command_waits_for_what_is_in_flight(seed, kind):
     machine = Machine(seed)
     fields = {
         Opcode.FENCE: {},
-        Opcode.SEQUENCE: {"sequence": 2, "table": SEQUENCE_TABLE, "capacity": 0},
+        Opcode.RELEASE: {"sequence": 2},
         Opcode.PLANE: plane(machine, 3),
     }[kind]
     other = {
         Opcode.FENCE: (Opcode.NOP, {}),
-        Opcode.SEQUENCE: (Opcode.SEQUENCE, {**fields, "sequence": 5}),
+        Opcode.RELEASE: (Opcode.RELEASE, {"sequence": 5}),
         Opcode.PLANE: (Opcode.PLANE, plane(machine, 4)),
     }[kind]
 
     async def test(machine):
         await machine.start()
         await machine.perform(Opcode.PLANE, **plane(machine))
-        for s in (2, 4):
-            fields_ = {"sequence": s, "table": SEQUENCE_TABLE, "capacity": 64}
-            await machine.perform(Opcode.SEQUENCE, **fields_)
+        for s in (2, 4, 5):
+            await open_sequence(machine, s)
         machine.tables(TABLES, rows(machine), [segment(), segment(sequence=4)])
         machine.hold = True
         tag = await machine.submit(Opcode.ATTEND, **attend())
@@ -153,7 +150,7 @@ def test_a_command_waits_for_what_is_in_flight(seed, kind):
         assert (await machine.next())["opcode"] == kind
         await machine.tick(10)
         assert await machine.read("STATUS") == 0
-        if kind == Opcode.SEQUENCE:  # closed: nobody can use it any more
+        if kind == Opcode.RELEASE:  # closed: nobody can use it any more
             assert (await machine.perform(Opcode.ATTEND, **attend()))["error"] != 0
 
     machine.run(test)
@@ -168,8 +165,7 @@ def test_a_job_waits_for_appends_to_what_it_reads(seed, number, sequence):
         for n in (3, 4):
             await machine.perform(Opcode.PLANE, **plane(machine, n))
         for s in (2, 5):
-            fields = {"sequence": s, "table": SEQUENCE_TABLE, "capacity": 64}
-            await machine.perform(Opcode.SEQUENCE, **fields)
+            await open_sequence(machine, s)
         machine.tables(TABLES, rows(machine), [segment(sequence=sequence)] * 2)
         machine.hold = True
         append = {"sequence": 2, "start": 1, "tokens": 2, "k": QUERY, "v": OUTPUT}
@@ -192,8 +188,7 @@ def test_no_more_than_four_jobs_and_their_tables_are_in_flight(seed):
     async def test(machine):
         await machine.start()
         await machine.perform(Opcode.PLANE, **plane(machine))
-        fields = {"sequence": 2, "table": SEQUENCE_TABLE, "capacity": 64}
-        await machine.perform(Opcode.SEQUENCE, **fields)
+        await open_sequence(machine, 2)
         machine.tables(TABLES, rows(machine, 4), [segment(), segment()])
         machine.hold = True
         for _ in range(10):

@@ -222,6 +222,7 @@ class Traffic:
         c["list"] = self.lists
         c["slots"] = self.lists + self._list_bytes
         c["inward"] = int(self.rng.random() < 0.4)
+        c["blank"] = int(self.rng.random() < 0.3)
         c["tenant"] = self.rng.randrange(self.config.tenants)
         pinned = [n for n, p in enumerate(self.model.pages) if p and p.pins]
         c["count"] = self.rng.randint(1, 3)

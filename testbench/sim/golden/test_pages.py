@@ -164,9 +164,7 @@ def test_traffic_meets_every_error_and_every_success(seed):
         Error.NOT_PINNED, Error.TOO_SHARED,
     }  # fmt: skip
     done = {opcode for opcode, error in met if error == Error.OK}
-    assert done == set(Opcode) - {
-        Opcode.NOP, Opcode.FENCE, Opcode.PLANE, Opcode.SEQUENCE, Opcode.ATTEND
-    }  # fmt: skip
+    assert done == set(Opcode) - {Opcode.NOP, Opcode.FENCE, Opcode.PLANE, Opcode.ATTEND}
 
 
 def test_fork_shares_whole_pages_and_copies_the_tail_only():
