@@ -256,6 +256,9 @@ class PageManager(wiring.Component):
                                 with m.If(applies):
                                     flow.blame(code, r.field)
                                     m.next = "RANGE WAIT"
+                                with m.Else():
+                                    m.d.sync += step.eq(step + 1)
+                                    m.next = "RANGE"
             with m.State("RANGE WAIT"):
                 with m.If(~check.busy):
                     m.d.sync += [step.eq(step + 1), flow.field.eq(0)]
