@@ -88,12 +88,12 @@ class Machine:
         bad_read = lambda address: address in self.bad_reads  # noqa: E731
         bad_write = lambda address: address in self.bad_writes  # noqa: E731
         dut = self.dut
-        for port in (dut.ring, dut.loader, dut.page_list, dut.page_read):
+        for port in (dut.ring, dut.loader, dut.page_list):
             sim.add_testbench(
                 read_server(self.config, port, self.memory, self.rng, bad=bad_read, log=self.reads),
                 background=True,
             )
-        for port in (dut.completion, dut.page_entry, dut.page_write):
+        for port in (dut.completion, dut.page_entry):
             sim.add_testbench(
                 write_server(self.config, port, self.memory, self.rng, bad=bad_write),
                 background=True,
