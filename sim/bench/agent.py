@@ -15,7 +15,7 @@ from m890.firmware.models.reference import ReferenceBackend
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
 from m890.sim import play
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import FACT, HIGHER, BenchContext, BenchError, Item
 from m890.sim.devices import open_device
 
 OPTIONS = {
@@ -24,6 +24,7 @@ OPTIONS = {
     "format": "KV format (fp16)",
     "chunk": "most tokens of an agent in one step (64)",
 }
+BETTER = {"agent.tasks.*": FACT, "agent.*": HIGHER}
 
 
 def run(context: BenchContext) -> list[Item]:

@@ -15,7 +15,7 @@ from m890.firmware.driver import Driver
 from m890.hdl.config import CoreConfig, preset
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import LOWER, BenchContext, BenchError, Item
 from m890.sim.rtl.device import RtlDevice
 
 OPTIONS = {
@@ -23,6 +23,7 @@ OPTIONS = {
     "tags": "pages with integrity tags (no)",
     "tokens": "appends that are counted (40)",
 }
+BETTER = {"append.*": LOWER}
 HEAD = 128
 SCRATCH = 1 << 20
 TABLE_BEATS = 1

@@ -23,7 +23,7 @@ from m890.hdl.config import CoreConfig, preset
 from m890.hdl.kv.fetch import LONGEST_PIECE
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format, OutputFormat
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import HIGHER, BenchContext, BenchError, Item
 from m890.sim.rtl import player
 from m890.sim.rtl.device import RtlDevice
 from m890.sim.rtl.hbm import HbmTiming, share
@@ -40,6 +40,7 @@ OPTIONS = {
     "tokens": "tokens of each (2048)",
     "core_mhz": "clock of the core; the memory's is fixed (1200)",
 }
+BETTER = {"bandwidth.*": HIGHER}
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 from m890.hdl.config import preset
-from m890.sim.bench.registry import BenchContext, Item
+from m890.sim.bench.registry import LOWER, BenchContext, Item
 from m890.sim.rtl.build import Build, build
 from m890.sim.rtl.cache import core_design
 
 PRESETS = ("small", "m890")
 OPTIONS = {"waves": "build with waves (no)"}
+BETTER = {"build.*": LOWER}
 STAGES = ("generate", "verilate", "compile", "total")
 
 

@@ -1,12 +1,13 @@
 """ONNX Attention cases that the core computes within tolerance, of all cases (data: M890_DATA)."""
 
 from m890.hdl.config import preset
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import FACT, HIGHER, BenchContext, BenchError, Item
 from m890.sim.onnx.attention import judge
 from m890.sim.onnx.cases import DataError, find, load
 from m890.sim.onnx.device import NAMES, executor
 
 OPTIONS = {"device": f"what computes: {', '.join(NAMES)} (golden)"}
+BETTER = {"conformance.onnx.passed": HIGHER, "conformance.onnx.total": FACT}
 
 
 def run(context: BenchContext) -> list[Item]:

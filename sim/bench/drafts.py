@@ -12,7 +12,7 @@ from m890.firmware.models.llama import Decoder
 from m890.hdl.config import CoreConfig, preset
 from m890.hdl.numerics.formats import Format
 from m890.sim import play
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import HIGHER, LOWER, BenchContext, BenchError, Item
 from m890.sim.devices import DEVICES, open_device
 
 OPTIONS = {
@@ -23,6 +23,7 @@ OPTIONS = {
     "format": "KV format (fp16)",
     "chunk": "most known tokens of an agent in one step (64)",
 }
+BETTER = {"drafts.tokens_per_step": HIGHER, "drafts.cycles_per_token.*": LOWER}
 
 
 def run(context: BenchContext) -> list[Item]:

@@ -12,7 +12,7 @@ from m890.firmware.driver import Driver
 from m890.hdl.config import CoreConfig, preset
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import FACT, LOWER, BenchContext, BenchError, Item
 from m890.sim.rtl.device import RtlDevice
 
 OPTIONS = {
@@ -21,6 +21,7 @@ OPTIONS = {
     "head": "head size (128, or the preset's largest)",
     "latency": "memory latency in cycles (20)",
 }
+BETTER = {"fork.pages.*": FACT, "fork.tail_page_bytes.*": FACT, "fork.*": LOWER}
 SCRATCH = 1 << 20
 APPEND = 512
 """Tokens per APPEND."""

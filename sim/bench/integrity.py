@@ -19,7 +19,7 @@ from m890.firmware.repair import Repair
 from m890.hdl.config import CoreConfig, preset
 from m890.hdl.numerics.formats import Format
 from m890.sim.bench import stream
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import FACT, HIGHER, BenchContext, BenchError, Item
 from m890.sim.rtl.device import RtlDevice
 
 WORKLOADS = ("decode_2048", "short_256")
@@ -33,6 +33,7 @@ OPTIONS = {
     "jobs": "jobs of decode_2048 (16)",
     "utilisation": "yes or no: measure utilisation too (yes)",
 }
+BETTER = {"integrity.flips": FACT, "integrity.*": HIGHER}
 
 
 def run(context: BenchContext) -> list[Item]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format, OutputFormat
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import FACT, LOWER, BenchContext, BenchError, Item
 from m890.sim.golden import attention
 
 OPTIONS = {
@@ -24,6 +24,7 @@ OPTIONS = {
     "rows": "queries per input for FP16 on plain planes (512; others: at most 64)",
     "tokens": "context length (4096)",
 }
+BETTER = {"numerics.rmse.fa*": FACT, "numerics.*": LOWER}
 PLANES = ("plain", "rotated")
 HEAD = 128
 FP8_BLOCK = 128

@@ -19,6 +19,10 @@ Plain = str | int | float | bool | None
 """What a value of an item's `config` may be."""
 
 
+HIGHER, LOWER, FACT = "higher", "lower", "fact"
+"""Which way a figure gets better; FACT: it says what was measured, and is neither."""
+
+
 class BenchError(ValueError):
     """A bench that does not exist, or an option that it does not know."""
 

@@ -12,7 +12,7 @@ from m890.firmware.memory_map import PlaneShape, memory_bytes
 from m890.firmware.models.backend import Span
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import FACT, LOWER, BenchContext, BenchError, Item
 from m890.sim.devices import DEVICES, open_device
 
 OPTIONS = {
@@ -24,6 +24,7 @@ OPTIONS = {
     "head": "head size (64)",
     "format": "KV format (fp16)",
 }
+BETTER = {"sharing.read_ratio": LOWER, "sharing.ideal_ratio": FACT}
 CHUNK = 64
 """Tokens of a prefill step."""
 

@@ -10,7 +10,7 @@ import importlib.util
 
 from m890.hdl.config import CoreConfig, preset
 from m890.sim.bench.decode_job import Timed, decode, memory_needed
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import HIGHER, BenchContext, BenchError, Item
 from m890.sim.rtl.build import BLOCK_ROWS
 
 PRESETS = ("small", "m890")
@@ -22,6 +22,7 @@ OPTIONS = {
     "cocotb": "also under cocotb (yes; no for large cores)",
     "pysim": "also in Amaranth's simulator, which takes most of the time (yes; no for large cores)",
 }
+BETTER = {"simspeed.*": HIGHER}
 
 
 def run(context: BenchContext) -> list[Item]:

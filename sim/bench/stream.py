@@ -22,7 +22,7 @@ from m890.hdl.config import CoreConfig, preset
 from m890.hdl.numerics.formats import Format, OutputFormat
 from m890.hdl.registers import Stall
 from m890.sim import golden
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import HIGHER, BenchContext, BenchError, Item
 from m890.sim.devices import MEMORIES, memory_of
 from m890.sim.rtl.device import RtlDevice
 
@@ -40,6 +40,7 @@ OPTIONS = {
     "jobs": "jobs of decode_2048 (16)",
     "checked": "jobs of each workload that are compared with golden (2)",
 }
+BETTER = {"stream.*": HIGHER}
 
 
 @dataclass(frozen=True)

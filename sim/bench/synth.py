@@ -5,7 +5,7 @@ between registers, and its Fmax is that of the slowest.
 """
 
 from m890.hdl.config import preset
-from m890.sim.bench.registry import BenchContext, Item
+from m890.sim.bench.registry import HIGHER, LOWER, BenchContext, Item
 from m890.sim.rtl.cache import core_design
 from m890.sim.synth import figures, place, yosys
 from m890.sim.synth.modules import PREFIX, Units
@@ -15,6 +15,7 @@ OPTIONS = {
     "place": "place and route, for Fmax (yes)",
     "unit": "only this block and its parts (the core)",
 }
+BETTER = {"synth.fits.*": HIGHER, "synth.fmax.*": HIGHER, "synth.*": LOWER}
 
 
 def run(context: BenchContext) -> list[Item]:

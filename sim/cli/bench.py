@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from m890.sim.bench import registry, report
+from m890.sim.bench import compare, registry, report
 from m890.sim.cli import errors, output
 
 
@@ -23,6 +23,15 @@ def command(
     write_docs: Annotated[
         Path | None, typer.Option(help="Renew the tables of this page, docs/performance.md.")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="COMMIT",
+            help="Print the committed figures, quick ones measured anew, beside those of a commit;"
+            " auto: where the branch left main, or else the commit before.",
+        ),
+    ] = None,
 ) -> int:
     """Measure one figure, or all, and print them or write them as JSON.
 
@@ -33,6 +42,11 @@ def command(
     known = registry.names()
     if name is not None and every:
         raise errors.UserError("name a bench or say --all, not both")
+    if base is not None:
+        if name or every or json or write_docs or preset or option or seed is not None:
+            raise errors.UserError("--compare chooses what it measures: leave out the rest")
+        _compare(base)
+        return 0
     if name is None and not every:
         if json or write_docs:
             raise errors.UserError(f"name a bench or say --all; the benches are {', '.join(known)}")
@@ -50,6 +64,15 @@ def command(
     else:
         _table(items)
     return int(failed)
+
+
+def _compare(base: str) -> None:
+    """The comparison as a page in Markdown."""
+    root = compare.checkout()
+    if root is None:
+        raise errors.UserError("figures are compared in a checkout of the repository: clone m890")
+    with output.Progress("compare") as progress:
+        print(compare.compare(root, base, progress), end="")
 
 
 def _measure(
