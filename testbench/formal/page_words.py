@@ -1,4 +1,4 @@
-"""What holds of the page store's words, free list and pipeline in every cycle."""
+"""What operations do to a page's word, and what holds of the page store in every cycle."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from amaranth.hdl import Assert, Cat, Const, Module, Mux, Value
 from amaranth.lib import data
 
+from m890.hdl.commands import Error
 from m890.hdl.config import CoreConfig
 from m890.hdl.pages.layouts import Op, page_bits, page_layout
 from m890.testbench.formal.small import Inside
@@ -128,3 +129,43 @@ def alone(operation: Any) -> Value:
 def reads(operation: Any) -> Value:
     """Operations on a page that there is."""
     return ~operation.bad & (operation.op != Op.TENANT) & (operation.op != Op.QUOTA)
+
+
+def writes(op: Any) -> Value:
+    kinds = (Op.HOLD, Op.DROP, Op.MARK, Op.COLLECT, Op.TAKE)
+    return Cat(*(op.op == kind for kind in kinds)).any() & ~op.bad
+
+
+def judge(op: Any, old: Any, none_free: Value) -> Value:
+    """The error of an operation on a page with the word `old`, as docs/pages.md has it."""
+    count = Mux(op.pin, old.pins, old.references)
+    full = Mux(op.pin, old.pins.all(), old.references.all())
+    rules = [
+        ((op.op == Op.TENANT) | (op.op == Op.QUOTA) | (op.op == Op.COLLECT), Error.OK),
+        (op.op == Op.TAKE, Mux(none_free, Error.OUT_OF_PAGES, Error.OK)),
+        (op.bad | ~old.live, Error.BAD_PAGE),
+        (~old.public & (old.tenant != op.tenant), Error.BAD_TENANT),
+        ((op.op == Op.HOLD) & full, Error.TOO_SHARED),
+        ((op.op == Op.DROP) & (count == 0), Mux(op.pin, Error.NOT_PINNED, Error.BAD_PAGE)),
+        ((op.op == Op.PINNED) & (old.pins == 0), Error.NOT_PINNED),
+    ]
+    result: Any = Error.OK
+    for condition, error in reversed(rules):
+        result = Mux(condition, error, result)
+    return result
+
+
+def changed(op: Any, old: Any) -> Value:
+    """The word after an operation that succeeds; a free page's is zero."""
+    pins, references = old.pins, old.references
+    step = Mux(op.op == Op.HOLD, 1, -1)
+    word = Mux(
+        op.pin,
+        Cat(old.live, old.public, old.tenant, (pins + step)[: len(pins)], references),
+        Cat(old.live, old.public, old.tenant, pins, (references + step)[: len(references)]),
+    )
+    held = (pins != 0) | (references != 0)
+    taken = Cat(Const(1), Const(0), op.tenant, op.pin, Const(0, len(pins) - 1), ~op.pin)
+    marked = Value.cast(old) | Cat(Const(0), Const(1))
+    others = Mux(op.op == Op.TAKE, taken, Mux(held, Value.cast(old), 0))  # TAKE, COLLECT
+    return Mux((op.op == Op.HOLD) | (op.op == Op.DROP), word, Mux(op.op == Op.MARK, marked, others))

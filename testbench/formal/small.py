@@ -10,10 +10,11 @@ from amaranth.hdl import Module, Shape, ShapeLike, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from m890.hdl import config
 from m890.hdl.config import CoreConfig, preset
-from m890.hdl.pages import layouts
+from m890.hdl.pages import layouts, manager, prepare, rules
 
-REFERENCE_BITS, PIN_BITS = 3, 2
+REFERENCE_BITS, PIN_BITS, TOKEN_BITS = 3, 2, 5
 PAGES, SEQUENCES, TENANTS = 4, 2, 2
 TABLE = r"word\d+"
 """Registers of a Table, for `anything`: an SRAM starts with any words."""
@@ -25,12 +26,16 @@ def small(**changes: int) -> CoreConfig:
     return preset("tiny").with_(**{**few, "address_bits": 32, **changes})
 
 
-def few_bits(patch: pytest.MonkeyPatch) -> None:
-    """Counts of few bits in pages' words, so that they overflow soon."""
-    patch.setattr(layouts, "REFERENCE_BITS", REFERENCE_BITS)
-    patch.setattr(layouts, "PIN_BITS", PIN_BITS)
-    patch.setattr(layouts, "MOST_REFERENCES", (1 << REFERENCE_BITS) - 1)
-    patch.setattr(layouts, "MOST_PINS", (1 << PIN_BITS) - 1)
+def few_bits(
+    patch: pytest.MonkeyPatch, references: int = REFERENCE_BITS, pins: int = PIN_BITS
+) -> None:
+    """Counts of few bits in pages' words, so that they overflow soon, and short sequences."""
+    patch.setattr(layouts, "REFERENCE_BITS", references)
+    patch.setattr(layouts, "PIN_BITS", pins)
+    patch.setattr(layouts, "MOST_REFERENCES", (1 << references) - 1)
+    patch.setattr(layouts, "MOST_PINS", (1 << pins) - 1)
+    for module in (config, layouts, manager, prepare, rules):
+        patch.setattr(module, "TOKEN_BITS", TOKEN_BITS)
 
 
 def again(module: ModuleType, *changes: tuple[str, str], **names: Any) -> Any:
@@ -109,7 +114,8 @@ class Table(wiring.Component):
 class Inside:
     """A block's elaborated module and the local names of the functions that made it.
 
-    `names["_count"]["more"]` is the local `more` of the method `_count`.
+    `names["_count"]["more"]` is the local `more` of the method `_count`; `blocks["store"]` the
+    inside of the submodule `store`.
     """
 
     def __init__(self, block: Any, platform: Any) -> None:
@@ -127,6 +133,12 @@ class Inside:
             block._MustUse__used = True  # or Amaranth warns: it is used by way of its module
         finally:
             sys.setprofile(before)
+        self.blocks: dict[str, Inside] = {}
+        named = self.module._named_submodules
+        for name, (inner, place) in list(named.items()):
+            if isinstance(inner, wiring.Component):
+                self.blocks[name] = Inside(inner, platform)
+                named[name] = (self.blocks[name].module, place)
 
     def __getitem__(self, name: str) -> Any:
         """A local of `elaborate`."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal, Value
+from amaranth.hdl import Assert, Assume, Cat, Cover, Module, Mux, Signal, Value
 from amaranth.hdl._ast import AnySeq
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import Out
@@ -17,14 +17,15 @@ from m890.testbench.formal.page_words import (
     ONCE,
     PIPELINE,
     StoreInside,
+    changed,
     chosen,
+    judge,
     reads,
     total,
+    writes,
 )
 from m890.testbench.formal.small import (
     PAGES,
-    PIN_BITS,
-    REFERENCE_BITS,
     TABLE,
     Inside,
     Table,
@@ -91,7 +92,7 @@ class Contract(wiring.Component):
         old = data.View(layout, Mux(reads(op), chosen(words, page), 0))
         live = total(word.live for word in words)
         outcome: Any = Signal(8)
-        m.d.comb += outcome.eq(judge(op, old, live))
+        m.d.comb += outcome.eq(judge(op, old, live == PAGES))
         acts = now & ~halted & (outcome == Error.OK)
         new: Any = Signal(layout)
         m.d.comb += new.eq(changed(op, old))
@@ -119,46 +120,6 @@ class Contract(wiring.Component):
             Cover(live == PAGES, "every page is in use"),
             Cover(has.listed == 2, "two pages are in the free list"),
         ]
-
-
-def writes(op: Any) -> Value:
-    kinds = (Op.HOLD, Op.DROP, Op.MARK, Op.COLLECT, Op.TAKE)
-    return Cat(*(op.op == kind for kind in kinds)).any() & ~op.bad
-
-
-def judge(op: Any, old: Any, live: Value) -> Value:
-    """The error of an operation on a page with the word `old`, as docs/pages.md has it."""
-    count = Mux(op.pin, old.pins, old.references)
-    full = Mux(op.pin, (1 << PIN_BITS) - 1, (1 << REFERENCE_BITS) - 1)
-    rules = [
-        ((op.op == Op.TENANT) | (op.op == Op.QUOTA) | (op.op == Op.COLLECT), Error.OK),
-        (op.op == Op.TAKE, Mux(live == PAGES, Error.OUT_OF_PAGES, Error.OK)),
-        (op.bad | ~old.live, Error.BAD_PAGE),
-        (~old.public & (old.tenant != op.tenant), Error.BAD_TENANT),
-        ((op.op == Op.HOLD) & (count == full), Error.TOO_SHARED),
-        ((op.op == Op.DROP) & (count == 0), Mux(op.pin, Error.NOT_PINNED, Error.BAD_PAGE)),
-        ((op.op == Op.PINNED) & (old.pins == 0), Error.NOT_PINNED),
-    ]
-    result: Any = Error.OK
-    for condition, error in reversed(rules):
-        result = Mux(condition, error, result)
-    return result
-
-
-def changed(op: Any, old: Any) -> Value:
-    """The word after an operation that succeeds; a free page's is zero."""
-    pins, references = old.pins, old.references
-    step = Mux(op.op == Op.HOLD, 1, -1)
-    word = Mux(
-        op.pin,
-        Cat(old.live, old.public, old.tenant, (pins + step)[: len(pins)], references),
-        Cat(old.live, old.public, old.tenant, pins, (references + step)[: len(references)]),
-    )
-    held = (pins != 0) | (references != 0)
-    taken = Cat(Const(1), Const(0), op.tenant, op.pin, Const(0, len(pins) - 1), ~op.pin)
-    marked = Value.cast(old) | Cat(Const(0), Const(1))
-    others = Mux(op.op == Op.TAKE, taken, Mux(held, Value.cast(old), 0))  # TAKE, COLLECT
-    return Mux((op.op == Op.HOLD) | (op.op == Op.DROP), word, Mux(op.op == Op.MARK, marked, others))
 
 
 @pytest.fixture(autouse=True)
