@@ -309,6 +309,8 @@ class Dispatch(wiring.Component):
             with m.State("NEXT"):
                 m.d.comb += self.i.ready.eq(1)
                 m.next = "TAKE"
+        m.d.comb += self._checking.eq(fsm.ongoing("CHECK"))
+        m.d.comb += self._judging.eq(fsm.ongoing("JUDGE"))
         m.d.comb += self._starts.eq(fsm.ongoing("START"))
         m.d.comb += self._clears.eq(fsm.ongoing("CLEAR"))
         return m
@@ -354,9 +356,10 @@ class Dispatch(wiring.Component):
     ) -> None:
         """The plane table, and how much of memory a page takes in all of them."""
         config, plane = self._config, commands[Opcode.PLANE]
+        self._checking, self._judging = Signal(), Signal()
         self._starts, self._clears = Signal(), Signal()
         written = self._starts & (opcode == Opcode.PLANE)
-        old: Any = planes.read_data[0]
+        before, after = (Signal(COPIED_BITS, name=n) for n in ("before", "after"))
         m.d.comb += [
             planes.write_enable.eq(Mux(self._clears, clearing < config.planes, written)),
             planes.write_address.eq(Mux(self._clears, clearing, plane.plane)),
@@ -367,13 +370,18 @@ class Dispatch(wiring.Component):
                 *(entry[n].eq(plane[n]) for n in ("base", "stride", "format", "tags", "rotate")),
                 entry.tiles.eq(plane.head),
             ]
+        # Step by step ahead of START: memory, sizes and their sum are too much for one cycle.
+        old: Any = Signal(plane_layout(config), name="old")
+        with m.If(self._checking):
+            m.d.sync += old.eq(planes.read_data[0])
+        with m.If(self._judging):
+            size = page_beats(config, old.format, old.tiles, old.tags)
+            m.d.sync += [
+                before.eq(Mux(old.tiles == 0, 0, size)),
+                after.eq(page_beats(config, plane.format, plane.head, plane.tags)),
+            ]
         with m.If(written):
-            before = page_beats(config, old.format, old.tiles, old.tags)
-            m.d.sync += self.copied.eq(
-                self.copied
-                + page_beats(config, plane.format, plane.head, plane.tags)
-                - Mux(old.tiles == 0, 0, before)
-            )
+            m.d.sync += self.copied.eq(self.copied + after - before)
 
     def _payloads(self, m: Module, commands: dict[Opcode, Any], plane: Any, sequence: Any) -> None:
         """What the engines get: the command's fields beside the entries it names."""

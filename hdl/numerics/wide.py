@@ -155,9 +155,16 @@ def _product(
 ) -> None:
     """Two stages: multiply; normalise by one bit, round and pack.
 
-    The factors have their top bit set, or are zero.
+    The factors have their top bit set, or are zero. A long `b` is multiplied in halves, whose sum
+    is the second stage's: an FPGA's multipliers would need two sums in the first.
     """
-    product = register(m, a * b, name="product")
+    if len(b) > WIDE_SIG_BITS // 2:
+        half = len(b) // 2
+        low = register(m, a * b[:half], name="low")
+        high = register(m, a * b[half:], name="high")
+        product = wire(m, (low + (high << half))[: len(a) + len(b)], name="product")
+    else:
+        product = register(m, a * b, name="product")
     top = len(product) - 1
     exp = register(m, exp, name="product_exp")
     sign = register(m, sign, name="product_sign")
@@ -179,7 +186,7 @@ class WideAdd(wiring.Component):
         a, b : In. The addends.
         o : Out. The sum, `latency` cycles later.
     Latency
-        5: order by magnitude | align | add | normalise | round.
+        5: order by magnitude, distance | align | add | normalise | round.
     Throughput
         One sum per cycle.
     """
@@ -202,16 +209,21 @@ class WideAdd(wiring.Component):
         key_a, key_b = keys
         swap = wire(m, key_a < key_b, name="swap")
         large = register(m, Mux(swap, key_b, key_a), name="large")
-        small = register(m, Mux(swap, key_a, key_b), name="small")
+        small = register(m, Mux(swap, key_a, key_b)[:WIDE_SIG_BITS], name="small")
         sign = register(m, Mux(swap, self.b.sign, self.a.sign), name="sign")
         subtract = register(m, self.a.sign ^ self.b.sign, name="subtract")
         nan = register(m, self.a.nan | self.b.nan, name="nan")
+        # Both distances beside the comparison, not one behind it. A zero's exponent says nothing,
+        # but then there is nothing to align. 31 places clear a significand of 26 bits.
+        amounts = []
+        for name, distance in (("down", self.a.exp - self.b.exp), ("up", self.b.exp - self.a.exp)):
+            distance = wire(m, distance, name=name)
+            amounts.append(Mux(distance[5:].any(), 31, distance[:5])[:5])
+        amount = register(m, Mux(swap, amounts[1], amounts[0]), name="amount")
 
         # Three bits below the significand: guard, round, and sticky as the lowest one. With them
-        # the rounded sum is that of the exact one. 31 places clear a significand of 26 bits.
-        distance = wire(m, large[WIDE_SIG_BITS:] - small[WIDE_SIG_BITS:], name="distance")
-        amount = wire(m, Mux(distance[5:].any(), 31, distance[:5])[:5], name="amount")
-        shifted, lost = shift_right_sticky(Cat(C(0, 2), small[:WIDE_SIG_BITS]), amount)
+        # the rounded sum is that of the exact one.
+        shifted, lost = shift_right_sticky(Cat(C(0, 2), small), amount)
         aligned = register(m, Cat(lost, shifted), name="aligned")
         large, sign, subtract, nan = registers(
             m, "_2", large=large, sign=sign, subtract=subtract, nan=nan
