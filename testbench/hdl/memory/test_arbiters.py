@@ -324,7 +324,6 @@ def test_bulk_gets_its_turn_beside_control():
     assert (dut.bound(0), dut.bound(1)) == (2 * (BULK_TURN + 1), 3)
 
 
-@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 def test_wrong_parameters_are_refused():
     with pytest.raises(ValueError, match="serve 1 to 16 requesters, not 17"):
         ReadArbiter(config_of(8), 17)
