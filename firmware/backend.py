@@ -87,6 +87,7 @@ class DeviceBackend:
         limit: int | None = None,
         pages: int | None = None,
         quotas: Mapping[int, int] | None = None,
+        host_pages: int = 0,
         share: bool = True,
         output_format: OutputFormat = OutputFormat.FP32,
         tags: bool = False,
@@ -104,7 +105,9 @@ class DeviceBackend:
         )
         self.layers, self.heads, self.kv_heads, self.head_size = layers, heads, kv_heads, head_size
         shape = PlaneShape(layers * kv_heads, format, self.commands.head, rotate, tags)
-        self.cache = KvCache(driver, shape, limit=limit, pages=pages, quotas=quotas)
+        self.cache = KvCache(
+            driver, shape, limit=limit, pages=pages, quotas=quotas, host_pages=host_pages
+        )
         self.repairer = Repairer(self.cache, self.commands, recompute)
         layout = shape.layout(driver.config)
         self._token_bytes = layout.chunk_bytes / driver.config.lanes
@@ -120,13 +123,14 @@ class DeviceBackend:
         """The longest context in tokens."""
         return self.cache.limit
 
-    def create(self, tokens: Sequence[int] = (), tenant: int = 0) -> int:
+    def create(self, tokens: Sequence[int] = (), tenant: int = 0, *, public: bool = False) -> int:
         """A new sequence; with `tokens` it starts with the pages that earlier ones share with it.
 
-        `length` tells how many tokens it then holds already.
+        `length` tells how many tokens it then holds already. Full pages of a `public` sequence are
+        there for all tenants.
         """
         try:
-            number = self.cache.create(tokens, tenant)
+            number = self.cache.create(tokens, tenant, public=public)
         except SequencesFull as error:
             raise CapacityError(str(error)) from error
         self._usage[number] = Usage()
@@ -140,6 +144,16 @@ class DeviceBackend:
             raise CapacityError(str(error)) from error
         self._usage[number] = Usage()
         return number
+
+    def pause(self, sequence: int) -> None:
+        """The sequence waits: it may go to the host pool. `attend` brings it back."""
+        self.forget_step()
+        self.cache.pause(sequence)
+
+    def park(self, sequence: int) -> bool:
+        """Moves a sequence to the host pool at once; False where that gives no room."""
+        self.forget_step()
+        return self.cache.park(sequence)
 
     def release(self, sequence: int) -> None:
         """Forgets a sequence; its known prefix pages stay for reuse."""
@@ -239,9 +253,12 @@ class DeviceBackend:
                     f" which holds {self.cache.length(span.sequence)}: start a span there"
                 )
         try:
+            self.cache.wake([s.sequence for s in spans])
             self.cache.expect((s.sequence, s.start + s.count) for s in spans)
         except ContextLimit as error:
             raise ContextLimitError(error.sequence, error.tokens, error.limit) from error
+        except PoolFull as error:
+            raise CapacityError(str(error)) from error
         requests = []
         for i, s in enumerate(spans):
             draft = drafts[i] if drafts is not None else None

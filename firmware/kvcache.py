@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,34 +12,19 @@ from m890.firmware.driver import Driver
 from m890.firmware.errors import (
     BadLength,
     ContextLimit,
-    OutOfPages,
     PoolFull,
-    QuotaExceeded,
     SequencesFull,
     ShapeError,
     UnknownSequence,
     UnknownTenant,
 )
-from m890.firmware.kv.prefix import Node, PrefixTree
-from m890.firmware.memory_map import PlaneShape, pool_bytes, round_up
+from m890.firmware.kv import prefix
+from m890.firmware.kv.pages import PageCommands
+from m890.firmware.kv.prefix import PrefixTree
+from m890.firmware.kv.room import NO_ROOM, HostPool, Room
+from m890.firmware.kv.sequence import KvSequence
+from m890.firmware.memory_map import PlaneShape, pool_bytes
 from m890.hdl.commands import Error, Query
-
-NO_ROOM = (OutOfPages, QuotaExceeded)
-"""Errors of a command that can be given again once pages have been evicted."""
-EVICTED = 16
-"""A tenant short of pages gives up this part of its quota at once, so that few commands fail."""
-
-
-@dataclass
-class _Sequence:
-    """What firmware knows of a sequence; `path` are the tree nodes of its first pages."""
-
-    tenant: int
-    length: int = 0
-    end: int = 0  # of the tokens that were appended or are expected
-    path: list[Node] = field(default_factory=list)
-    tokens: list[int] | None = field(default_factory=list)  # committed ones, None: not known
-    own: bool = False  # the tree has other pages of the same tokens: its own stay outside
 
 
 @dataclass(frozen=True)
@@ -58,20 +43,21 @@ class KvCache:
     Who holds which page is the page manager's business (docs/pages.md); what to keep, and for how
     long, is decided here. New tokens: `expect` them, `perform` their APPENDs to every plane (the
     last plane's carry `commit`), `commit` them here. Committed full pages whose tokens are known
-    are pinned, and shared by all sequences of the tenant that begin with the same tokens; they stay
-    for reuse after release until the tenant needs their room (least recently used first). A call
-    that raises has changed nothing.
+    are pinned, and shared by all sequences of the tenant that begin with the same tokens, or of all
+    tenants if the sequence is public; they stay for reuse after release until the tenant needs
+    their room (least recently used first). Sequences that `pause` may go to the host pool before;
+    `wake` brings them back. A call that raises has changed nothing.
     """
 
     def __init__(
         self, driver: Driver, shape: PlaneShape, *, limit: int | None = None,
-        pages: int | None = None, quotas: Mapping[int, int] | None = None,
+        pages: int | None = None, quotas: Mapping[int, int] | None = None, host_pages: int = 0,
     ) -> None:  # fmt: skip
         """Lays out block tables and planes in what is left of device memory.
 
         `limit`: longest context in tokens; `pages`: size of the pool, at most the core's. Both are
         as large as core and memory allow unless given. `quotas`: pages by tenant, together at most
-        the pool's; tenant 0 has them all unless given.
+        the pool's; tenant 0 has them all unless given. `host_pages`: size of the host pool.
         """
         config = driver.config
         if not 1 <= shape.planes <= config.planes:
@@ -84,25 +70,27 @@ class KvCache:
         self.driver, self.config, self.shape = driver, config, shape
         self.page_tokens = config.page_tokens
         most = limit or config.pages * config.page_tokens
-        self._table_bytes = round_up(4 * -(-most // self.page_tokens), config.port_bytes)
-        tables = driver.map.allocate("block tables", self._table_bytes * config.sequences)
-        self._tables_at = tables.start
-        self._tables = driver.view(tables.start, (config.sequences, self._table_bytes // 4), "<u4")
+        self.commands = PageCommands(driver, most)
+        self.stride = shape.stride(config)
+        self.host = HostPool(self.commands, host_pages, shape.planes * self.stride)
         self.pages = driver.map.pages_that_fit(shape, pages)
         self.limit = min(most, self.pages * self.page_tokens)
-        self.stride = shape.stride(config)
         region = driver.map.allocate(
             "planes", pool_bytes(config, shape, self.pages), max(4096, self.stride)
         )
         self.plane_base = region.start + np.arange(shape.planes) * self.pages * self.stride
         self._bytes = driver.view(region.start, (shape.planes, self.pages, self.stride), np.uint8)
-        self._sequences: dict[int, _Sequence] = {}
+        self._sequences: dict[int, KvSequence] = {}  # by number
         self._numbers = list(range(config.sequences - 1, -1, -1))
-        self.trees: dict[int, PrefixTree] = {}
+        self.trees: dict[int, PrefixTree] = {}  # by tenant
+        self.published: dict[int, PrefixTree] = {}
         self._define_planes()
         # The free list begins 0, 1, 2 ...: as no more pages are held than the quotas allow, page
         # numbers stay below the pool's size, also where that is smaller than the core's.
         self.quotas: dict[int, int] = {}
+        self.room = Room(
+            self.commands, self.host, self._sequences, self.trees, self.published, self.quotas
+        )
         for tenant, count in (quotas or {0: self.pages}).items():
             self.set_quota(tenant, count)
 
@@ -133,43 +121,34 @@ class KvCache:
             )
         self.driver.wait(self.driver.submit("QUOTA", tenant=tenant, pages=pages))
         self.quotas[tenant] = pages
-        self.trees.setdefault(tenant, PrefixTree(self.page_tokens))
+        for trees in (self.trees, self.published):
+            trees.setdefault(tenant, PrefixTree(self.page_tokens, tenant))
 
     def held(self, tenant: int) -> int:
         """Pages that a tenant's sequences and retained prefixes hold."""
-        return self._ask(Query.HELD, tenant=tenant)
-
-    def make_room(self, tenant: int, pages: int) -> None:
-        """Evicts retained pages of a tenant that fell short of `pages` pages, and some in advance.
-
-        PoolFull, and nothing evicted, if it has too few.
-        """
-        quota, tree = self.quotas[tenant], self.trees[tenant]
-        left = quota - self.held(tenant)
-        short = max(1, pages - left)  # at least one: the command was refused
-        if short > tree.evictable:
-            raise PoolFull(pages, max(0, left) + tree.evictable, quota)
-        gone = tree.evict(max(short, quota // EVICTED))
-        self._listed("UNPIN", gone, listed=1, count=len(gone), tenant=tenant)
+        return self.commands.held(tenant)
 
     # ------------------------------------------------------------------ sequences
 
-    def create(self, tokens: Sequence[int] = (), tenant: int = 0) -> int:
+    def create(self, tokens: Sequence[int] = (), tenant: int = 0, *, public: bool = False) -> int:
         """A new sequence; it already holds the pages that `tokens` share with earlier ones.
 
         Its length is the number of tokens so found: whole pages, and at least one token less than
-        given, as that one's logits have to be computed.
+        given, as that one's logits have to be computed. Full pages of a `public` sequence, though
+        not of its forks, are there for all tenants; they count for this one.
         """
         if tenant not in self.quotas:
             raise UnknownTenant(tenant)
-        number, tree = self._free_number(), self.trees[tenant]
-        known = [int(t) for t in tokens]
-        path = tree.match(known[:-1])
+        number, known = self._free_number(), [int(t) for t in tokens]
+        if public:
+            path = self.published[tenant].match(known[:-1])
+        else:
+            path = self.trees[tenant].match(known[:-1], self.published.values())
         found = len(path) * self.page_tokens
-        pages = [node.page for node in path]
-        self._listed("CREATE", pages, sequence=number, tokens=found, **self._table(number, tenant))
-        tree.use(path)
-        self._sequences[self._numbers.pop()] = _Sequence(tenant, found, found, path, known[:found])
+        self.commands.open(number, [node.page for node in path], found, tenant)
+        prefix.use(path)
+        new = KvSequence(tenant, found, found, path, known[:found], public=public)
+        self._sequences[self._numbers.pop()] = new
         return number
 
     def fork(self, sequence: int, tokens: int) -> int:
@@ -180,19 +159,22 @@ class KvCache:
         old = self._get(sequence)
         if not 0 <= tokens <= old.length:
             raise BadLength(sequence, tokens, old.length)
+        self.wake([sequence])
         number = self._free_number()
         fields = {"sequence": sequence, "target": number, "tokens": tokens}
         while True:
             try:
-                fork = self.driver.submit("FORK", **fields, **self._table(number, old.tenant))
+                fork = self.driver.submit(
+                    "FORK", **fields, **self.commands.table(number, old.tenant)
+                )
                 self.driver.wait(fork)
                 break
             except NO_ROOM:
-                self.make_room(old.tenant, 1)
+                self.room.make(old.tenant, 1)
         path = old.path[: tokens // self.page_tokens]
         known = None if old.tokens is None else old.tokens[:tokens]
-        self.trees[old.tenant].use(path)
-        new = _Sequence(old.tenant, tokens, tokens, path, known, old.own)
+        prefix.use(path)
+        new = KvSequence(old.tenant, tokens, tokens, path, known, old.own)
         self._sequences[self._numbers.pop()] = new
         return number
 
@@ -203,19 +185,22 @@ class KvCache:
             raise BadLength(sequence, tokens, one.length)
         if tokens == one.length == one.end:
             return
+        self.wake([sequence])
         whole = tokens // self.page_tokens
         self.driver.submit("TRIM", sequence=sequence, tenant=one.tenant, tokens=tokens)
         if one.tokens is not None:
             del one.tokens[tokens:]
-        self.trees[one.tenant].leave(one.path[whole:])
+        prefix.leave(one.path[whole:])
         del one.path[whole:]
         one.length = one.end = tokens
 
     def release(self, sequence: int) -> None:
         """Forgets a sequence; its pages in the prefix tree stay until they are evicted."""
         old = self._get(sequence)
-        self.driver.submit("RELEASE", sequence=sequence, tenant=old.tenant)
-        self.trees[old.tenant].leave(old.path)
+        if not old.slots:
+            self.driver.submit("RELEASE", sequence=sequence, tenant=old.tenant)
+        self.room.forget(sequence)
+        prefix.leave(old.path)
         del self._sequences[sequence]
         self._numbers.append(sequence)
 
@@ -227,8 +212,9 @@ class KvCache:
         return self._get(sequence).tenant
 
     def block_table(self, sequence: int) -> list[int]:
-        """The sequence's pages in order, once its commands have completed."""
-        return self._tables[sequence, : self._pages(self._get(sequence).end)].tolist()
+        """The sequence's pages in order, once its commands have completed; none while parked."""
+        one = self._get(sequence)
+        return [] if one.slots else self.commands.tables[sequence, : self._pages(one.end)].tolist()
 
     @property
     def sequences(self) -> list[int]:
@@ -237,11 +223,32 @@ class KvCache:
     @property
     def use(self) -> CacheUse:
         """How the pool is used at the moment."""
-        free = self._ask(Query.FREE) - (self.config.pages - self.pages)
+        free = self.commands.ask(Query.FREE) - (self.config.pages - self.pages)
         held = Counter(page for s in self._sequences for page in self.block_table(s))
-        kept = {page for tree in self.trees.values() for page in tree.pages}
+        trees = (*self.trees.values(), *self.published.values())
+        kept = {page for tree in trees for page in tree.pages}
         shared = sum(count > 1 for count in held.values())
         return CacheUse(free, len(kept - held.keys()), len(held), shared)
+
+    # ------------------------------------------------------------------ paused sequences
+
+    def pause(self, sequence: int) -> None:
+        """The sequence waits: it may go to the host pool when its tenant is short of pages."""
+        self._get(sequence)
+        self.room.pause(sequence)
+
+    def park(self, sequence: int) -> bool:
+        """Moves a sequence to the host pool at once; False where that gives no room."""
+        self._get(sequence)
+        return self.room.park(sequence)
+
+    def wake(self, sequences: Sequence[int]) -> None:
+        """The sequences go on, from the device's pool. PoolFull where they do not fit it."""
+        self.room.wake(sequences)
+
+    def parked(self, sequence: int) -> bool:
+        """Whether the sequence is in the host pool."""
+        return bool(self._get(sequence).slots)
 
     # ------------------------------------------------------------------ tokens
 
@@ -281,7 +288,7 @@ class KvCache:
             self.forget(sequences)
             more = self.expect(needs)
             try:
-                self.make_room(tenant, more[tenant])
+                self.room.make(tenant, more[tenant])
             except PoolFull:
                 self.forget(sequences)
                 raise
@@ -316,25 +323,28 @@ class KvCache:
         """Committed tokens, None if a `commit` did not name them."""
         return self._get(sequence).tokens
 
-    def _retain(self, sequence: int, one: _Sequence, tokens: Sequence[int]) -> None:
+    def _retain(self, sequence: int, one: KvSequence, tokens: Sequence[int]) -> None:
         """Full pages go into the tree, until another sequence was first with the same tokens."""
-        tree, first, size = self.trees[one.tenant], len(one.path), self.page_tokens
+        tree = (self.published if one.public else self.trees)[one.tenant]
+        first, size = len(one.path), self.page_tokens
         while not one.own and len(tokens) >= (len(one.path) + 1) * size:
             at = len(one.path)
             parent = one.path[-1] if one.path else tree.root
-            page = int(self._tables[sequence, at])
+            page = int(self.commands.tables[sequence, at])
             node = tree.insert(parent, tuple(tokens[at * size : (at + 1) * size]), page)
             if node is None:
                 one.own = True
             else:
                 one.path.append(node)
         if len(one.path) > first:
-            start, end = first * size, len(one.path) * size
-            self.driver.submit("PIN", sequence=sequence, tenant=one.tenant, start=start, end=end)
+            self.driver.submit(
+                "PIN", sequence=sequence, tenant=one.tenant, public=int(one.public),
+                start=first * size, end=len(one.path) * size,
+            )  # fmt: skip
 
     # ------------------------------------------------------------------ inside
 
-    def _get(self, sequence: int) -> _Sequence:
+    def _get(self, sequence: int) -> KvSequence:
         try:
             return self._sequences[sequence]
         except KeyError:
@@ -347,23 +357,6 @@ class KvCache:
         if not self._numbers:
             raise SequencesFull(self.config.sequences)
         return self._numbers[-1]
-
-    def _table(self, number: int, tenant: int) -> dict[str, int]:
-        """Fields of a command that opens a sequence."""
-        at = self._tables_at + number * self._table_bytes
-        return {"table": at, "limit": self._table_bytes // 4 * self.page_tokens, "tenant": tenant}
-
-    def _listed(self, opcode: str, pages: list[int], **fields: int) -> None:
-        """A command with a list of pages."""
-        at = self.driver.place(np.array(pages or [0], "<u4"))
-        try:
-            self.driver.wait(self.driver.submit(opcode, list=at, **fields))
-        finally:
-            self.driver.free(at)
-
-    def _ask(self, what: Query, **fields: int) -> int:
-        done = self.driver.wait(self.driver.submit("QUERY", what=int(what), **fields))
-        return int(done["beats"][0])
 
     def read_tokens(self, plane: int, sequence: int, *, value: bool) -> NDArray:
         """Stored codes [length, head] of a sequence's K (or V), for tests and dumps."""

@@ -16,7 +16,7 @@ class Flips:
     def strike(self) -> None:
         """Between two steps."""
         cache, rng = self._backend.cache, self._rng
-        held = [s for s in cache.sequences if cache.length(s)]
+        held = [s for s in cache.sequences if cache.length(s) and not cache.parked(s)]
         for _ in range(self._each if held else 0):
             sequence, plane = int(rng.choice(held)), int(rng.integers(cache.shape.planes))
             token = int(rng.integers(cache.length(sequence)))

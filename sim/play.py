@@ -1,6 +1,6 @@
 """Agents, or a plain language model, on a device: what `m890 run` and the benches share."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from m890.firmware.agents.engine import Engine, Report
@@ -22,14 +22,51 @@ from m890.sim.report.timeline import Event
 SCRATCH = 16 << 20
 
 
+@dataclass(frozen=True)
+class Pools:
+    """Pages of the device's pool (None: all that fit) and of the host's, and tenants' quotas."""
+
+    pages: int | None = None
+    host_pages: int = 0
+    quotas: Mapping[int, int] | None = None
+
+
+def pools_of(
+    core: CoreConfig, prompt: int, agents: int, tenants: int, pages: int, host_pages: int
+) -> Pools:
+    """A pool divided between the prompt's tenant 0, with `prompt` tokens, and those of `agents`.
+
+    Without `tenants` the agents are of tenant 0, too; else of 1 to `tenants` in turn.
+    """
+    if not tenants:
+        return Pools(pages, host_pages)
+    quotas = {0: -(-prompt // core.page_tokens)}
+    rest = pages - quotas[0]
+    for tenant in range(1, tenants + 1):
+        own = len(range(tenant - 1, agents, tenants))
+        quotas[tenant] = max(0, rest * own // agents)
+    return Pools(pages, host_pages, quotas)
+
+
+def pool_pages(core: CoreConfig, model: Config, agents: int) -> int:
+    """Pages for so many agents with full contexts, and their prompt."""
+    return min(-(-model.limit // core.page_tokens) * (agents + 1), core.pages)
+
+
 def needed_memory(
-    core: CoreConfig, model: Config, format: Format, agents: int, tags: bool = False
+    core: CoreConfig,
+    model: Config,
+    format: Format,
+    agents: int,
+    *,
+    tags: bool = False,
+    host_pages: int = 0,
 ) -> int:
-    """Bytes of device memory for so many agents with full contexts."""
+    """Bytes of device memory for so many agents with full contexts, and for a host pool."""
     head = round_up(model.head_dim, core.lanes)
     shape = PlaneShape(model.layers * model.kv_heads, format, head, tags=tags)
-    pages = -(-model.limit // core.page_tokens) * (agents + 1)
-    return memory_bytes(core, shape, pages=min(pages, core.pages), scratch=SCRATCH)
+    pool = memory_bytes(core, shape, pages=pool_pages(core, model, agents), scratch=SCRATCH)
+    return pool + round_up(host_pages * shape.planes * shape.stride(core), 1 << 20)
 
 
 def backend_of(
@@ -37,10 +74,12 @@ def backend_of(
     decoder: Decoder,
     format: Format,
     rotate: bool | None = None,
+    *,
     tags: bool = False,
+    pools: Pools | None = None,
 ) -> DeviceBackend:
     """The decoder's attention on the driver's device; with `tags` damaged tokens are repaired."""
-    model = decoder.config
+    model, pools = decoder.config, pools or Pools()
     return DeviceBackend(
         driver,
         layers=model.layers,
@@ -50,6 +89,9 @@ def backend_of(
         format=format,
         rotate=rotate,
         tags=tags,
+        pages=pools.pages,
+        quotas=pools.quotas,
+        host_pages=pools.host_pages,
         recompute=decoder.recompute,
     )
 
@@ -76,13 +118,17 @@ class AgentResult:
 
 @dataclass
 class Played:
-    """A run: agents in order, totals, bits flipped, and the timeline in device cycles."""
+    """A run: agents in order, totals, the timeline in device cycles.
+
+    `flips` of bits, and pages `moved` to the host pool.
+    """
 
     agents: list[AgentResult]
     report: Report
     prompt: Usage
     total: Usage
     flips: int = 0
+    moved: int = 0
     events: list[Event] = field(default_factory=list)
 
 
@@ -105,21 +151,30 @@ class Player:
         drafts: int = 0,
         tags: bool = False,
         flips: int = 0,
+        pools: Pools | None = None,
         log: int = 0,
         on_step: Callable[[AgentEvent, int], None] | None = None,
     ) -> None:
         self.device, self.decoder, self.format, self.chunk = device, decoder, format, chunk
         self.drafts = drafts
         self.driver = Driver(device, scratch_bytes=SCRATCH, log=log)
-        self.backend = backend_of(self.driver, decoder, format, rotate, tags)
+        self.backend = backend_of(self.driver, decoder, format, rotate, tags=tags, pools=pools)
         self._flips = Flips(self.backend, flips, seed=0)
         self._on_step = on_step
 
-    def play(self, group: Sequence[Task], *, branches: int = 1, temperature: float = 0.0) -> Played:
+    def play(
+        self,
+        group: Sequence[Task],
+        *,
+        branches: int = 1,
+        temperature: float = 0.0,
+        tenants: int = 0,
+    ) -> Played:
         """Runs one group of tasks, which share a system prompt, to its end."""
         backend = self.backend
         before, flipped, step = Usage(**vars(backend.total)), self._flips.count, -1
-        sessions = sessions_of(group, branches, temperature)
+        moved = backend.cache.host.moved
+        sessions = sessions_of(group, branches, temperature, tenants)
         timeline = _Timeline(backend.now)
         usages: dict[str, dict[int, Usage]] = {}
 
@@ -155,8 +210,10 @@ class Player:
             AgentResult(session.name, task, session, spent(session.name))
             for session, task in zip(sessions, group, strict=True)
         ]
-        flips = self._flips.count - flipped
-        return Played(agents, report, spent("prompt"), total, flips, timeline.finish())
+        return Played(
+            agents, report, spent("prompt"), total, self._flips.count - flipped,
+            backend.cache.host.moved - moved, timeline.finish(),
+        )  # fmt: skip
 
 
 class _Timeline:

@@ -1,8 +1,9 @@
 """Continuous batching: many agents over one decoder and one backend.
 
 Each step feeds every runnable agent at once: a decode token here, a prefill chunk there, a tool's
-result elsewhere. While an agent waits for a tool, the others go on. The shared system prompt is
-prefilled once; every agent forks from it. With drafts, an agent whose text is fed up to its end
+result elsewhere. While an agent waits for a tool, the others go on, and its KV may be moved away.
+The shared system prompt is prefilled once, in tenant 0, and public; every agent forks from it, or
+from what its tenant has made of it. With drafts, an agent whose text is fed up to its end
 feeds a tree of guesses besides, and goes on by as many tokens as the model confirms.
 """
 
@@ -102,36 +103,49 @@ class Engine:
         self._chunk, self._seats = chunk, seats
         self._drafts, self._drafter = drafts, Drafter()
         self._prompt: list[int] = []
+        self._roots: dict[int, int] = {}  # by tenant
         self._on_event = on_event
         self._limit = min(backend.limit, decoder.config.limit)
 
     def run(self, prompt: str, sessions: Sequence[Session]) -> Report:
         """Prefill ``prompt``, fork every session from it and run all to their end."""
         report = Report(sessions)
-        root = self._backend.create()
+        self._prompt = TOKENIZER.encode(prompt)
+        report.prompt = len(self._prompt)
         try:
-            self._prompt = tokens = TOKENIZER.encode(prompt)
-            self._prefill(root, tokens, report)
-            self._loop(root, len(tokens), list(sessions), report)
+            self._root(0, report)
+            self._loop(list(sessions), report)
         finally:
-            self._backend.release(root)
+            for root in self._roots.values():
+                self._backend.release(root)
+            self._roots.clear()
         return report
 
-    def _prefill(self, root: int, tokens: list[int], report: Report) -> None:
-        if len(tokens) > self._limit:
-            raise ContextLimitError(root, len(tokens), self._limit)
-        for start in range(0, len(tokens), self._chunk):
-            part = tokens[start : start + self._chunk]
-            self._decoder.step([Span(root, start, len(part))], part, self._backend)
-            self._emit(Event(report.steps, "prompt", State.PREFILL, start, len(part), "", root))
-            report.steps += 1
-        report.prompt = len(tokens)
+    def _root(self, tenant: int, report: Report) -> int:
+        """A tenant's sequence of the prompt, with whole pages of tenant 0's, the rest prefilled."""
+        if tenant in self._roots:
+            return self._roots[tenant]
+        tokens = self._prompt
+        root = self._backend.create(tokens, tenant, public=tenant == 0)
+        try:
+            if len(tokens) > self._limit:
+                raise ContextLimitError(root, len(tokens), self._limit)
+            while (start := self._backend.length(root)) < len(tokens):
+                part = tokens[start : start + self._chunk]
+                self._decoder.step([Span(root, start, len(part))], part, self._backend)
+                self._emit(Event(report.steps, "prompt", State.PREFILL, start, len(part), "", root))
+                report.steps += 1
+        except Exception:
+            self._backend.release(root)
+            raise
+        self._roots[tenant] = root
+        return root
 
-    def _loop(self, root: int, shared: int, queue: list[Session], report: Report) -> None:
+    def _loop(self, queue: list[Session], report: Report) -> None:
         seats: list[_Seat] = []
         try:
             while queue or seats:
-                self._admit(root, shared, queue, seats, report)
+                self._admit(queue, seats, report)
                 for seat in list(seats):
                     self._advance(seat, seats, report)
                 batch = [seat for seat in seats if seat.session.pending]
@@ -145,13 +159,12 @@ class Engine:
             for seat in seats:
                 self._release(seat)
 
-    def _admit(
-        self, root: int, shared: int, queue: list[Session], seats: list[_Seat], report: Report
-    ) -> None:
+    def _admit(self, queue: list[Session], seats: list[_Seat], report: Report) -> None:
         """Seat queued sessions while there is room in the engine and in the backend."""
         while queue and (self._seats is None or len(seats) < self._seats):
             try:
-                sequence = self._backend.fork(root, shared)
+                root = self._root(queue[0].tenant, report)
+                sequence = self._backend.fork(root, len(self._prompt))
             except CapacityError as error:
                 if seats:
                     return  # an agent that ends makes room
@@ -213,10 +226,12 @@ class Engine:
             if any(map(len, trees)):  # there may be room without drafts
                 self._step(fed, report, draft=False)
                 return
-            # the youngest makes room for the others, which repeat the step
-            fed[-1].session.fail(error)
-            self._show(fed[-1], report.steps, spans[-1].start, 0)
-            self._release(fed[-1])
+            # the youngest makes room for the others, which repeat the step; it is put aside if that
+            # can be done, else it ends
+            if len(fed) == 1 or not self._backend.park(fed[-1].sequence):
+                fed[-1].session.fail(error)
+                self._show(fed[-1], report.steps, spans[-1].start, 0)
+                self._release(fed[-1])
             self._step(fed[:-1], report)
             return
         kept: list[Span] = []
@@ -234,6 +249,9 @@ class Engine:
             self._show(seat, report.steps, span.start, count, len(tree))
         if any(map(len, trees)):
             keep(self._backend, kept, known)
+        for seat in fed:
+            if seat.session.state is State.TOOL:
+                self._backend.pause(seat.sequence)
 
     def _propose(self, session: Session, start: int, count: int) -> Tree:
         """A draft behind the agent's text, whose last ``count`` tokens begin at ``start``."""

@@ -48,9 +48,12 @@ def load_agent(path: Path = WEIGHTS) -> Decoder:
 
 
 def sessions_of(
-    group: Sequence[Task], branches: int = 1, temperature: float = 0.0
+    group: Sequence[Task], branches: int = 1, temperature: float = 0.0, tenants: int = 0
 ) -> list[Session]:
-    """One agent per task, named a0, a1, ..."""
+    """One agent per task, named a0, a1, ...
+
+    With `tenants` they are of tenants 1 to `tenants` in turn, else all of tenant 0.
+    """
     return [
         Session(
             f"a{index}",
@@ -59,6 +62,7 @@ def sessions_of(
             branches=branches,
             temperature=temperature,
             seed=index,
+            tenant=index % tenants + 1 if tenants else 0,
         )
         for index, task in enumerate(group)
     ]

@@ -61,9 +61,9 @@ class Session:
     """An agent at work on one request.
 
     ``branches`` above 1 forks the agent after its request: branch 0 is greedy, the others sample at
-    ``temperature``, and the answers are put to the vote. ``text`` is the transcript so far,
-    ``calls`` lists the tools called, ``generated`` counts the model's own tokens, ``margin`` is the
-    smallest gap between the best two logits so far.
+    ``temperature``, and the answers are put to the vote. Its KV is ``tenant``'s. ``text`` is the
+    transcript so far, ``calls`` lists the tools called, ``generated`` counts the model's own
+    tokens, ``margin`` is the smallest gap between the best two logits so far.
     """
 
     def __init__(
@@ -76,11 +76,12 @@ class Session:
         temperature: float = 0.0,
         seed: int = 0,
         max_tokens: int = 512,
+        tenant: int = 0,
     ) -> None:
         if branches < 1:
             raise ValueError(f"an agent needs at least one branch, got {branches}")
         self.name = name
-        self.branches = branches
+        self.branches, self.tenant = branches, tenant
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.state = State.PREFILL
@@ -196,6 +197,7 @@ class Session:
                 temperature=self.temperature if branch else 0.0,
                 seed=self._seed * 1000 + branch,
                 max_tokens=self.max_tokens,
+                tenant=self.tenant,
             )
             child._pending = list(self._pending)
             self.children.append(child)

@@ -61,8 +61,11 @@ class AttentionBackend(Protocol):
         """The longest context in tokens."""
         ...
 
-    def create(self) -> int:
-        """A new empty sequence."""
+    def create(self, tokens: Sequence[int] = (), tenant: int = 0, *, public: bool = False) -> int:
+        """A new sequence, which may hold the first of ``tokens`` already: see ``length``.
+
+        Whole pages of a ``public`` sequence are there for other tenants, too.
+        """
         ...
 
     def fork(self, sequence: int, tokens: int) -> int:
@@ -71,6 +74,14 @@ class AttentionBackend(Protocol):
 
     def trim(self, sequence: int, tokens: int) -> None:
         """Roll a sequence back to its first ``tokens`` tokens; what is not committed goes."""
+        ...
+
+    def pause(self, sequence: int) -> None:
+        """The sequence waits; until it goes on it need not be where it can be attended to."""
+        ...
+
+    def park(self, sequence: int) -> bool:
+        """Move a sequence out of the way until it goes on; False if that gives no room."""
         ...
 
     def release(self, sequence: int) -> None:

@@ -36,8 +36,8 @@ class ReferenceBackend:
         """The longest context in tokens."""
         return self._limit
 
-    def create(self) -> int:
-        """A new empty sequence."""
+    def create(self, tokens: Sequence[int] = (), tenant: int = 0, *, public: bool = False) -> int:
+        """A new empty sequence: nothing is shared."""
         if not self._free:
             slots = self._kv.shape[2]
             grown = self._allocate(2 * slots)
@@ -70,6 +70,13 @@ class ReferenceBackend:
                 f"sequence {sequence} has {self.length(sequence)} tokens, not {tokens}"
             )
         self._lengths[sequence] = tokens
+
+    def pause(self, sequence: int) -> None:
+        """Nothing moves."""
+
+    def park(self, sequence: int) -> bool:
+        """There is nowhere else."""
+        return False
 
     def release(self, sequence: int) -> None:
         """Forget a sequence."""

@@ -39,6 +39,15 @@ def command(
     flips: Annotated[
         int, typer.Option(help="With --tags: bits of KV that flip before each step.", min=0)
     ] = 0,
+    tenants: Annotated[
+        int, typer.Option(help="Tenants that the agents belong to in turn; 0: all to one.", min=0)
+    ] = 0,
+    pages: Annotated[
+        int, typer.Option(help="Pages of the device's pool; 0: for full contexts.", min=0)
+    ] = 0,
+    host_pages: Annotated[
+        int, typer.Option(help="Pages of a host pool, for agents that wait for tools.", min=0)
+    ] = 0,
     show: Annotated[bool, typer.Option(help="Print the transcripts.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for timeline.png and timeline.json (Perfetto).")
@@ -86,7 +95,8 @@ def command(
         raise errors.UserError("only the rtl device has waves: drop --waves or use --device rtl")
     options = Options(
         agents, device, memory, core, kv_format, rotate, seed, chunk, branches, temperature,
-        drafts, tags, flips, show, out, waves or (1500 if demo and device == "rtl" else 0),
+        drafts, tags, flips, tenants, pages, host_pages, show, out,
+        waves or (1500 if demo and device == "rtl" else 0),
     )  # fmt: skip
     return run_agents(options)
 

@@ -42,6 +42,9 @@ class Options:
     drafts: bool
     tags: bool
     flips: int
+    tenants: int
+    pages: int
+    host_pages: int
     show: bool
     out: Path | None
     waves: int
@@ -55,9 +58,15 @@ def run_agents(options: Options) -> int:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
+    sequences = options.agents * options.branches
     size = play.needed_memory(
-        options.core, decoder.config, options.format, options.agents * options.branches,
-        options.tags,
+        options.core, decoder.config, options.format, sequences, tags=options.tags,
+        host_pages=options.host_pages,
+    )  # fmt: skip
+    pools = play.pools_of(
+        options.core, len(group[0].world.prompt()), options.agents, options.tenants,
+        options.pages or play.pool_pages(options.core, decoder.config, sequences),
+        options.host_pages,
     )  # fmt: skip
     device = open_device(
         options.device, options.core, size, seed=options.seed, waves=bool(options.waves),
@@ -80,9 +89,12 @@ def run_agents(options: Options) -> int:
             device, decoder, format=options.format, rotate=options.rotate, chunk=options.chunk,
             drafts=play.draft_nodes(options.core, decoder.config) if options.drafts else 0,
             tags=options.tags, flips=options.flips, log=200_000 if options.waves else 0,
-            on_step=on_step,
+            on_step=on_step, pools=pools,
         )  # fmt: skip
-        played = player.play(group, branches=options.branches, temperature=options.temperature)
+        played = player.play(
+            group, branches=options.branches, temperature=options.temperature,
+            tenants=options.tenants,
+        )  # fmt: skip
     seconds = time.monotonic() - ready
     out = output.console()
     if options.show:
@@ -198,6 +210,7 @@ def _totals(played: play.Played, options: Options, seconds: float, setup: float)
             f"\n{report.tokens_per_step:.2f} tokens per step and agent,"
             f" {report.drafted:,} nodes of drafts verified"
         )
+    moved = f"\n{played.moved:,} pages moved to the host pool" if played.moved else ""
     damage = ""
     if played.flips or total.repaired:
         damage = f"\n{played.flips:,} bits flipped, {total.repaired:,} damaged tokens repaired"
@@ -207,7 +220,7 @@ def _totals(played: play.Played, options: Options, seconds: float, setup: float)
         f" sharing saved {total.saved / (total.kv_bytes_alone or 1):.0%} of the KV reads\n"
         f"array utilisation {total.utilisation:.3f}, {total.jobs:,} jobs;"
         f" {options.device} device, {options.core.name}, {options.format.name} KV,"
-        f" {seconds:.1f} s (device ready after {setup:.1f} s){drafted}{damage}"
+        f" {seconds:.1f} s (device ready after {setup:.1f} s){drafted}{moved}{damage}"
     )
 
 

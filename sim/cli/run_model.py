@@ -41,12 +41,12 @@ def run_model(
             f"the prompt has {len(fed)} tokens, beyond the model's {config.limit}: shorten it"
         )
     decoder = Decoder(config, weights)
-    size = play.needed_memory(core, config, format, 1, tags)
+    size = play.needed_memory(core, config, format, 1, tags=tags)
     chip = open_device(
         device, core, size, memory=memory, say=lambda text: print(text, file=sys.stderr)
     )
     driver = Driver(chip, scratch_bytes=play.SCRATCH)
-    backend = play.backend_of(driver, decoder, format, rotate, tags)
+    backend = play.backend_of(driver, decoder, format, rotate, tags=tags)
     faults = Flips(backend, flips, seed=0)
     texts, shown, steps = list(fed), words.decode(fed), 0
     print(shown, end="", flush=True)

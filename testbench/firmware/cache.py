@@ -17,6 +17,7 @@ def append(
     commit: bool = True,
 ) -> None:  # fmt: skip
     """Appends tokens that hold the values, K and V of both planes alike."""
+    cache.wake([sequence])
     start = cache.length(sequence)
     needs = [(sequence, start + len(values))]
     cache.expect(needs)
@@ -59,22 +60,25 @@ def play(cache: KvCache, seed: int, calls: int) -> list[Any]:
         except (errors.PoolFull, errors.SequencesFull, errors.ContextLimit) as error:
             seen.append(str(error))
         for s in cache.sequences:
-            seen.append((s, look(cache, s), cache.block_table(s)))
-        seen.append(cache.use)
+            held = None if cache.parked(s) else look(cache, s)
+            seen.append((s, held, cache.block_table(s)))
+        seen.append((cache.use, len(cache.host.free)))
     return seen
 
 
 def _call(cache: KvCache, rng: random.Random) -> None:
-    kind = rng.choices(("create", "append", "fork", "trim", "release"), (1, 4, 1, 2, 1))[0]
+    kinds = ("create", "append", "fork", "trim", "release", "pause", "park")
+    kind = rng.choices(kinds, (1, 4, 1, 2, 1, 2, 1))[0]
     if kind == "create" or not cache.sequences:
-        cache.create([0] * rng.randint(0, 30), rng.choice(sorted(cache.quotas)))
+        public = rng.random() < 0.3
+        cache.create([0] * rng.randint(0, 30), rng.choice(sorted(cache.quotas)), public=public)
         return
     s = rng.choice(cache.sequences)
     if kind == "append":
         count = rng.randint(1, 20)
         values = [rng.randrange(1 << 40) for _ in range(count)]
         append(cache, s, values, [0] * count if rng.random() < 0.7 else None)
-    elif kind == "release":
-        cache.release(s)
+    elif kind in ("release", "pause", "park"):
+        getattr(cache, kind)(s)
     else:
         getattr(cache, kind)(s, rng.randint(0, cache.length(s)))

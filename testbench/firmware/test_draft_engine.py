@@ -27,8 +27,8 @@ class TextBackend(ReferenceBackend):
         self.appended: dict[int, list[int]] = {}
         self.room = room
 
-    def create(self) -> int:
-        sequence = super().create()
+    def create(self, *prefix, **options) -> int:  # noqa: ANN002, ANN003
+        sequence = super().create(*prefix, **options)
         self.texts[sequence] = []
         return sequence
 

@@ -35,10 +35,10 @@ class TextBackend(ReferenceBackend):
         self.texts: dict[int, list[int]] = {}
         self.room, self.space = room, space
 
-    def create(self) -> int:
+    def create(self, *prefix, **options) -> int:  # noqa: ANN002, ANN003
         if len(self.texts) >= self.room:
             raise CapacityError("no room for a sequence")
-        sequence = super().create()
+        sequence = super().create(*prefix, **options)
         self.texts[sequence] = []
         return sequence
 

@@ -24,53 +24,58 @@ SHAPE = PlaneShape(2, Format.FP16, 8)
 
 
 def make(
-    pages: int = 12, limit: int | None = None, quotas: dict[int, int] | None = None
+    pages: int = 12, limit: int | None = None, quotas: dict[int, int] | None = None, host: int = 0
 ) -> KvCache:
     """A pool that is smaller than the core's."""
     device = ModelDevice(CONFIG, 1 << 18, seed=5)
     driver = Driver(device, ring=8, scratch_bytes=1 << 14)
-    return KvCache(driver, SHAPE, pages=pages, limit=limit, quotas=quotas)
+    return KvCache(driver, SHAPE, pages=pages, limit=limit, quotas=quotas, host_pages=host)
 
 
-def content(tenant: int, tokens: list[int]) -> int:
+def content(tokens: list[int]) -> int:
     """K and V of a token follow from all tokens up to it."""
-    return zlib.crc32(repr((tenant, tokens)).encode())
+    return zlib.crc32(repr(tokens).encode())
 
 
 def live(cache: KvCache, tenant: int) -> set[int]:
-    """Pages in the block tables of a tenant's sequences."""
-    mine = [s for s in cache.sequences if cache.tenant(s) == tenant]
-    return {page for s in mine for page in cache.block_table(s)}
+    """Pages that a tenant holds and cannot give up: those of sequences, and what others retain."""
+    manager = cache.driver.device._tables.pages  # type: ignore[attr-defined]
+    pages = {page for s in cache.sequences for page in cache.block_table(s)}
+    pages |= {node.page for s in cache.sequences for node in cache._sequences[s].path}
+    for other, tree in cache.trees.items():
+        if other != tenant:
+            pages |= {node.page for child in tree._order for node in child.lent}
+    return {page for page in pages if manager.pages[page].tenant == tenant}
 
 
 def check(cache: KvCache) -> None:
     """The device's counts are what the sequences and the trees of prefixes say."""
     cache.driver.wait_all()
     manager = cache.driver.device._tables.pages  # type: ignore[attr-defined]
-    assert sorted(manager.sequences) == cache.sequences
+    assert sorted(manager.sequences) == [s for s in cache.sequences if not cache.parked(s)]
     references = Counter(p for s in cache.sequences for p in cache.block_table(s))
-    pins = Counter(p for tree in cache.trees.values() for p in tree.pages)
+    trees = [*cache.trees.values(), *cache.published.values()]
+    pins = Counter(p for tree in trees for p in tree.pages)
     assert not pins or max(pins.values()) == 1
     for number, page in enumerate(manager.pages):
         assert references[number] == (page.references if page else 0)
         assert pins[number] == (page.pins if page else 0)
         assert page is None or number < cache.pages
-    for s in cache.sequences:
+    slots = [slot for s in cache.sequences for slot in cache._sequences[s].slots]
+    assert sorted(slots + cache.host.free) == list(range(cache.host.slots))
+    for s in manager.sequences:
         one, pages = manager.sequences[s], cache.block_table(s)
+        assert all(manager.pages[p].tenant == one.tenant or manager.pages[p].public for p in pages)
         assert (one.tenant, one.pages) == (cache.tenant(s), len(pages))
-        assert one.length in (cache.length(s), cache._sequences[s].end)
+        assert cache.length(s) <= one.length <= cache._sequences[s].end
         assert len(set(pages)) == len(pages) >= -(-cache.length(s) // PAGE)
     for tenant, quota in cache.quotas.items():
         assert cache.held(tenant) <= quota
-        nodes = list(cache.trees[tenant]._order)
-        users = Counter(
-            id(n)
-            for s in cache.sequences
-            if cache.tenant(s) == tenant
-            for n in cache._sequences[s].path
-        )
-        assert all(node.users == users[id(node)] for node in nodes)
-        assert cache.trees[tenant].evictable == sum(not node.users for node in nodes)
+    users = Counter(n for s in cache.sequences for n in cache._sequences[s].path)
+    users.update(n for tree in cache.trees.values() for child in tree._order for n in child.lent)
+    for tree in trees:
+        assert all(node.users == users[node] for node in tree._order)
+        assert tree.evictable == sum(not node.users for node in tree._order)
     use = cache.use
     assert use.free + use.cached + use.used == cache.pages
 
@@ -82,7 +87,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = make(quotas=self.quotas)
+        self.cache = make(quotas=self.quotas, host=6)
         self.model: dict[int, tuple[list[int], list[int] | None, int]] = {}
         self.fresh = 1 << 40
         self.refused = False
@@ -91,7 +96,7 @@ class CacheMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.model)), "sequence")
 
     def left(self, tenant: int) -> int:
-        """Pages that a tenant can get if nothing is retained."""
+        """Pages that a tenant can get if nothing is retained, and nothing goes to the host pool."""
         return self.quotas[tenant] - len(live(self.cache, tenant))
 
     @precondition(lambda self: len(self.model) < CONFIG.sequences or not self.refused)
@@ -99,8 +104,9 @@ class CacheMachine(RuleBasedStateMachine):
         tenant=st.sampled_from([0, 0, 1]),
         length=st.integers(0, 4 * PAGE),
         turn=st.integers(0, 4 * PAGE),
+        public=st.booleans(),
     )
-    def create(self, tenant: int, length: int, turn: int) -> None:
+    def create(self, tenant: int, length: int, turn: int, public: bool) -> None:
         """A prompt of zeros, with ones from `turn` on, as far as the pool has room for it."""
         tokens = [int(i >= turn) for i in range(length)]
         if len(self.model) == CONFIG.sequences:
@@ -108,11 +114,11 @@ class CacheMachine(RuleBasedStateMachine):
             with pytest.raises(errors.SequencesFull, match="all 5 sequences"):
                 self.cache.create(tokens, tenant)
             return
-        s = self.cache.create(tokens, tenant)
+        s = self.cache.create(tokens, tenant, public=public)
         found = self.cache.length(s)
         assert found % PAGE == 0 and (found < len(tokens) or not tokens)
         known = tokens[:found]
-        values = [content(tenant, known[: i + 1]) for i in range(found)]
+        values = [content(known[: i + 1]) for i in range(found)]
         self.model[s] = (values, known, tenant)
         self.extend(s, tokens[found:], known=True)
 
@@ -125,8 +131,11 @@ class CacheMachine(RuleBasedStateMachine):
             new = list(range(self.fresh, self.fresh + len(more)))
             self.fresh += len(more)
         else:
-            new = [content(tenant, tokens + more[: i + 1]) for i in range(len(more))]
+            new = [content(tokens + more[: i + 1]) for i in range(len(more))]
         length, own = len(values), len(self.cache.block_table(s))
+        if self.cache.parked(s):
+            own = len(self.cache._sequences[s].path)
+        others = [o for o in self.cache.room._paused if o != s and self.model[o][2] == tenant]
         need = -(-(length + len(more)) // PAGE) - own
         room = self.left(tenant)
         try:
@@ -138,7 +147,7 @@ class CacheMachine(RuleBasedStateMachine):
             # an open page that others hold, too, has to be copied
             assert need + (length < own * PAGE) > room
             return
-        assert need <= room
+        assert need <= room or others  # which may have made room
         if more:
             self.model[s] = (values + new, None if tokens is None else tokens + more, tenant)
 
@@ -162,7 +171,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert len(self.model) == CONFIG.sequences
             return
         except errors.PoolFull:
-            assert at % PAGE and not room
+            assert self.cache.parked(s) or at % PAGE and not room
             return
         shared = at // PAGE
         assert self.cache.block_table(new)[:shared] == self.cache.block_table(s)[:shared]
@@ -174,7 +183,11 @@ class CacheMachine(RuleBasedStateMachine):
         s = self.pick(data)
         values, tokens, tenant = self.model[s]
         at = data.draw(st.integers(0, len(values)), "tokens")
-        self.cache.trim(s, at)
+        try:
+            self.cache.trim(s, at)
+        except errors.PoolFull:
+            assert self.cache.parked(s)
+            return
         self.model[s] = (values[:at], None if tokens is None else tokens[:at], tenant)
 
     @precondition(lambda self: self.model)
@@ -203,12 +216,29 @@ class CacheMachine(RuleBasedStateMachine):
         with pytest.raises(errors.UnknownSequence):
             self.cache.length(s)
 
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), now=st.booleans())
+    def pause(self, data: st.DataObject, now: bool) -> None:
+        s = self.pick(data)
+        (self.cache.park if now else self.cache.pause)(s)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def wake(self, data: st.DataObject) -> None:
+        s = self.pick(data)
+        try:
+            self.cache.wake([s])
+        except errors.PoolFull:
+            assert self.cache.parked(s)
+            return
+        assert not self.cache.parked(s)
+
     @invariant()
     def contents(self) -> None:
         assert self.cache.sequences == sorted(self.model)
         for s, (values, _, _) in self.model.items():
             assert self.cache.length(s) == len(values)
-            assert look(self.cache, s) == values
+            assert self.cache.parked(s) or look(self.cache, s) == values
 
     @invariant()
     def accounts(self) -> None:

@@ -65,6 +65,18 @@ def test_agents_go_on_when_bits_flip(m890: Run) -> None:
     assert 0 < int(flipped) // 2 < int(repaired) <= int(flipped)
 
 
+def test_agents_of_a_tenant_wait_in_the_host_pool(m890: Run) -> None:
+    """A public prompt, a pool for one agent at a time: the same transcripts, pages that moved."""
+    arguments = ("run", "--device", "model", "--agents", 2, "--seed", 5, "--show")
+    _, expected, _ = m890(*arguments)
+    code, out, _ = m890(*arguments, "--tenants", 1, "--pages", 44, "--host-pages", 64)
+    assert code == 0
+    wanted = re.split(r"^ *agent ", expected, flags=re.M)[0]
+    assert len(wanted) > 300 and out.startswith(wanted)
+    moved = re.search(r"(\d+) pages moved to the host pool", out)
+    assert moved and int(moved[1]) > 10
+
+
 @pytest.mark.rtl
 def test_an_agent_on_the_rtl_with_waves(m890: Run, tmp_path: Path) -> None:
     """RTL and model give the same answers, and a window of waves with its save file."""

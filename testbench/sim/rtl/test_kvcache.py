@@ -18,8 +18,11 @@ TINY, MEMORY = preset("tiny"), 1 << 18
 
 def played(device: Device, seed: int) -> list:
     driver = Driver(device, ring=8, scratch_bytes=1 << 14)
-    cache = KvCache(driver, PlaneShape(2, Format.FP16, 8), pages=14, quotas={0: 9, 1: 5})
-    return play(cache, seed, 300)
+    shape = PlaneShape(2, Format.FP16, 8)
+    cache = KvCache(driver, shape, pages=14, quotas={0: 9, 1: 5}, host_pages=6)
+    seen = play(cache, seed, 300)
+    assert cache.host.moved > 5
+    return seen
 
 
 @pytest.mark.parametrize("stall", [0.0, 0.4])
