@@ -39,11 +39,13 @@ class Driver:
         completions: int | None = None,
         scratch_bytes: int | None = None,
         log: int = 0,
+        part: tuple[int, int] | None = None,
     ) -> None:
         """Takes over the device: lays out its memory, sets its registers, empties its rings.
 
         `ring` and `completions` are entries of the two rings; `scratch_bytes` is an eighth of the
-        memory, at most 64 MiB, unless given; `log` keeps that many of the latest commands.
+        memory, at most 64 MiB, unless given; `log` keeps that many of the latest commands. `part`:
+        the bytes [start, end) of memory that this core has to itself, all unless given.
         """
         self.device, self.config = device, device.config
         self.ring, self.completions = ring, completions or ring
@@ -57,13 +59,14 @@ class Driver:
             if not 1 <= size <= 32768 or size & (size - 1):
                 raise ShapeError(f"{name} must be a power of two up to 32768, not {size}")
         self.memory = device.memory
-        self.map = MemoryMap(self.config, self.memory.size)
+        start, end = part or (0, self.memory.size)
+        self.map = MemoryMap(self.config, end, start)
         self._ring_at = self.map.allocate("command ring", self.ring * COMMAND_BYTES)
         self._completions_at = self.map.allocate(
             "completion ring", self.completions * COMPLETION_BYTES
         )
         if scratch_bytes is None:
-            scratch_bytes = min(self.memory.size // 8, 64 << 20) & ~4095
+            scratch_bytes = min((end - start) // 8, 64 << 20) & ~4095
         self.scratch = Scratch(
             self.map.allocate("scratch", scratch_bytes), max(self.config.port_bytes, 64)
         )

@@ -61,10 +61,11 @@ class PlaneShape:
 class MemoryMap:
     """Hands out regions of device memory from the bottom up; regions are never given back."""
 
-    def __init__(self, config: CoreConfig, size: int) -> None:
+    def __init__(self, config: CoreConfig, size: int, start: int = 0) -> None:
+        """Of the bytes [start, size): a core of a cluster has a part of the memory."""
         self.config, self.size = config, size
         self.regions: list[Region] = []
-        self._next = 0
+        self._next = start
 
     @property
     def left(self) -> int:

@@ -108,6 +108,40 @@ class CoreConfig:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
+MAX_CORES = 4
+"""Cores of a cluster: two bits of an AXI id and of a register's address."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Parameters of a cluster: cores of one configuration on one memory.
+
+    `shared`: all cores behind one memory port; else each has a port of its own.
+    """
+
+    core: CoreConfig
+    cores: int = 2
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.cores <= MAX_CORES:
+            raise ConfigError(f"cores must be 2 to {MAX_CORES}, not {self.cores!r}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.core.name}_x{self.cores}{'_shared' if self.shared else ''}"
+
+    @property
+    def core_bits(self) -> int:
+        """Bits that number a core."""
+        return (self.cores - 1).bit_length()
+
+    @property
+    def ports(self) -> int:
+        """Memory ports."""
+        return 1 if self.shared else self.cores
+
+
 PRESETS: dict[str, CoreConfig] = {
     c.name: c
     for c in (

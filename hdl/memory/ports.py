@@ -68,15 +68,25 @@ class WritePort(wiring.Signature):
         )
 
 
-class Axi4(wiring.Signature):
-    """AXI4 master, the subset that the core uses (INCR bursts of full beats, 4-bit ids)."""
+ID_BITS = 4
+"""Width of the core's AXI ids."""
+CSR_BITS = 12
+"""Width of a byte address of the core's registers."""
 
-    def __init__(self, config: CoreConfig) -> None:
+
+class Axi4(wiring.Signature):
+    """AXI4 master, the subset that the core uses (INCR bursts of full beats).
+
+    `extra` : id bits above the core's four.
+    """
+
+    def __init__(self, config: CoreConfig, extra: int = 0) -> None:
+        ids = ID_BITS + extra
         address, width = config.address_bits, config.port_bits
         members = {}
         for channel in ("aw", "ar"):
             members |= {
-                f"{channel}id": Out(4),
+                f"{channel}id": Out(ids),
                 f"{channel}addr": Out(address),
                 f"{channel}len": Out(8),
                 f"{channel}size": Out(3),
@@ -86,23 +96,41 @@ class Axi4(wiring.Signature):
             }
         members |= {
             "wdata": Out(width), "wstrb": Out(width // 8), "wlast": Out(1), "wvalid": Out(1),
-            "wready": In(1), "bid": In(4), "bresp": In(2), "bvalid": In(1), "bready": Out(1),
-            "rid": In(4), "rdata": In(width), "rresp": In(2), "rlast": In(1), "rvalid": In(1),
+            "wready": In(1), "bid": In(ids), "bresp": In(2), "bvalid": In(1), "bready": Out(1),
+            "rid": In(ids), "rdata": In(width), "rresp": In(2), "rlast": In(1), "rvalid": In(1),
             "rready": Out(1),
         }  # fmt: skip
         super().__init__(members)
 
 
 class AxiLite(wiring.Signature):
-    """AXI4-Lite, 32 bits of data, 12 bits of address; Out is the master's direction."""
+    """AXI4-Lite, 32 bits of data; Out is the master's direction.
 
-    def __init__(self) -> None:
+    `extra` : address bits above the core's twelve.
+    """
+
+    def __init__(self, extra: int = 0) -> None:
+        address = CSR_BITS + extra
         super().__init__(
             {
-                "awaddr": Out(12), "awprot": Out(3), "awvalid": Out(1), "awready": In(1),
-                "wdata": Out(32), "wstrb": Out(4), "wvalid": Out(1), "wready": In(1),
-                "bresp": In(2), "bvalid": In(1), "bready": Out(1),
-                "araddr": Out(12), "arprot": Out(3), "arvalid": Out(1), "arready": In(1),
-                "rdata": In(32), "rresp": In(2), "rvalid": In(1), "rready": Out(1),
+                "awaddr": Out(address),
+                "awprot": Out(3),
+                "awvalid": Out(1),
+                "awready": In(1),
+                "wdata": Out(32),
+                "wstrb": Out(4),
+                "wvalid": Out(1),
+                "wready": In(1),
+                "bresp": In(2),
+                "bvalid": In(1),
+                "bready": Out(1),
+                "araddr": Out(address),
+                "arprot": Out(3),
+                "arvalid": Out(1),
+                "arready": In(1),
+                "rdata": In(32),
+                "rresp": In(2),
+                "rvalid": In(1),
+                "rready": Out(1),
             }  # fmt: skip
         )

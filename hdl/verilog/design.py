@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from m890.hdl.config import CoreConfig
+from m890.hdl.config import ClusterConfig, CoreConfig
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,18 @@ class VerilogDesign:
     text: str
     ports: list[Port]
     modules: dict[str, ModuleInfo]
+    cluster: ClusterConfig | None = None  # of cores of `config`
+
+    @property
+    def label(self) -> str:
+        """The configuration's name."""
+        return self.config.name if self.cluster is None else self.cluster.name
 
     def parameters(self) -> dict[str, int | str | bool]:
-        return {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+        own = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+        if self.cluster is not None:
+            own |= {"cores": self.cluster.cores, "shared": self.cluster.shared}
+        return own
 
     def ports_json(self) -> dict[str, object]:
         """Ports, parameters and modules, as NAME.json holds them."""

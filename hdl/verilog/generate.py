@@ -11,7 +11,7 @@ from amaranth.hdl import Fragment, Module, Signal, Value, ValueCastable
 from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 
-from m890.hdl.config import CoreConfig
+from m890.hdl.config import ClusterConfig, CoreConfig
 from m890.hdl.verilog import netlist, tidy
 from m890.hdl.verilog.design import ModuleInfo, Port, VerilogDesign
 from m890.hdl.verilog.merge import merge_identical
@@ -19,7 +19,8 @@ from m890.hdl.verilog.netlist import Netlist
 from m890.hdl.verilog.writer import write
 
 PORT_PREFIXES = {"axi": "m_axi", "csr": "s_axil"}
-"""Interfaces of the core to the prefixes that Verilog users know; other ports keep their names."""
+"""Interfaces of core and cluster to the prefixes that Verilog users know; other ports keep their
+names."""
 
 
 class _HasExternal(Protocol):
@@ -27,26 +28,30 @@ class _HasExternal(Protocol):
 
 
 def generate(
-    config: CoreConfig,
+    config: CoreConfig | ClusterConfig,
     component: wiring.Component | None = None,
     *,
     name: str | None = None,
     prefix: str = "m890",
     merge: bool = True,
 ) -> VerilogDesign:
-    """Verilog of `component`, by default the core of `config`.
+    """Verilog of `component`, by default the core, or the cluster, of `config`.
 
     The text is deterministic and names no path of this machine. Ports of the interfaces `axi` and
-    `csr` get the prefixes `m_axi_` and `s_axil_`. A component with a method `external_modules()`,
-    which returns names and components, instantiates these by name (`Instance`); each is elaborated
-    here, once, and its Verilog is part of the text.
+    `csr` get the prefixes `m_axi_` and `s_axil_` (`m_axi_N_` where there are several). A component
+    with a method `external_modules()`, which returns names and components, instantiates these by
+    name (`Instance`); each is elaborated here, once, and its Verilog is part of the text.
     """
     collecting = gc.isenabled()
     gc.disable()  # all that is made here stays to the end: looking for garbage takes half the time
     try:
-        if component is None:
-            core = import_module("m890.hdl.core")  # large: only whoever asks for it waits
-            component = cast(wiring.Component, core.Core(config))
+        if component is None:  # large: only whoever asks for it waits
+            if isinstance(config, ClusterConfig):
+                whole = import_module("m890.hdl.cluster").Cluster(config)
+                name = name or f"{prefix}_cluster"
+            else:
+                whole = import_module("m890.hdl.core").Core(config)
+            component = cast(wiring.Component, whole)
         return _generate(config, component, name or f"{prefix}_core", prefix, merge)
     finally:
         if collecting:
@@ -54,17 +59,25 @@ def generate(
 
 
 def _generate(
-    config: CoreConfig, component: wiring.Component, name: str, prefix: str, merge: bool
+    config: CoreConfig | ClusterConfig,
+    component: wiring.Component,
+    name: str,
+    prefix: str,
+    merge: bool,
 ) -> VerilogDesign:
     """What `generate` says."""
+    cluster = config if isinstance(config, ClusterConfig) else None
+    core = config.core if isinstance(config, ClusterConfig) else config
     modules, origins = _elaborate(component, name)
     external: list[str] = []
     if hasattr(component, "external_modules"):
         for other, part in cast(_HasExternal, component).external_modules():
-            more, more_origins = _elaborate(part, other, top=False)
+            more, more_origins = _elaborate(part, other)
             modules += more
             origins |= more_origins
             external.append(other)
+    if cluster is not None:  # the core first, so that its modules have the names they have alone
+        modules.sort(key=lambda module: module.name.split(".")[0] == f"\\{name}")
     keep = {f"\\{n}" for n in (name, *external)}
     tidy.name_ports(modules, keep)
     for module in modules:
@@ -94,7 +107,7 @@ def _generate(
             floats={s: f for s, f in floats[module.name].items() if f"\\{s}" in module.wires},
             external=module.name[1:] in external,
         )
-    top = modules[0]
+    top = by_name[f"\\{name}"]
     ports = [Port(n[1:], top.wires[n].direction, top.wires[n].width) for n in top.ports]
     for module in modules:
         module.name = f"\\{names[module.name]}"
@@ -104,12 +117,12 @@ def _generate(
     for module, info in zip(modules, infos.values(), strict=True):
         info.instances = [(i.name[1:], i.type[1:]) for i in module.instances]
     order = {info.name: info for info in infos.values()}
-    return VerilogDesign(name, config, write(modules, order, name, config), ports, order)
+    design = VerilogDesign(name, core, "", ports, order, cluster)
+    design.text = write(modules, order, name, design.parameters())
+    return design
 
 
-def _elaborate(
-    component: wiring.Component, name: str, *, top: bool = True
-) -> tuple[list[Netlist], dict[str, object]]:
+def _elaborate(component: wiring.Component, name: str) -> tuple[list[Netlist], dict[str, object]]:
     """The modules of a component, and for each the object that it comes from."""
     ports: dict[str, tuple[Value, PortDirection]] = {}
     for path, member, value in component.signature.flatten(component):
@@ -117,7 +130,7 @@ def _elaborate(
             value = value.as_value()
         direction = PortDirection.Input if member.flow == wiring.In else PortDirection.Output
         parts = [str(p) for p in path]
-        if top and parts[0] in PORT_PREFIXES:
+        if parts[0] in PORT_PREFIXES:
             port = "_".join([PORT_PREFIXES[parts[0]], *parts[1:]])
         else:
             port = "__".join(parts)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,7 +31,7 @@ WAVES = "-waves"
 OPTIMISE = "-O2"
 """For code that runs every cycle; what runs once is compiled with -O0."""
 VERILATE = (
-    "--cc", "--prefix", "Vcore", "--no-timing", "-O3",
+    "--cc", "--no-timing", "-O3",
     "--x-assign", "fast", "--x-initial", "unique",
     "--output-split", "5000", "-Wno-fatal", "-Wno-lint", "-Wno-style",
 )  # fmt: skip
@@ -42,6 +42,13 @@ BLOCK_ROWS = 16
 
 With 8 rows that simulates 8 % slower (`small`). Waves do not show the inside of such a row.
 """
+
+
+CORE = "m890_core"
+"""The module of a cluster's cores, which is built on its own, once, whatever their number."""
+
+
+_MODULE = re.compile(r"^module (\w+)\(.*?^endmodule$", re.M | re.S)
 
 
 class BuildError(RuntimeError):
@@ -72,23 +79,24 @@ def build(
 
     `trace` compiles waves in: twice the time to build, and slower to run also while they are off,
     as logic is not gathered (`m890.sim.rtl.gather`).
-    `hierarchical` builds external modules on their own (None: in large cores). Processes that want
-    the same build wait for the first. Raises `BuildError` and `ToolMissing`.
+    `hierarchical` builds rows on their own (None: in large cores); the core of a cluster always is,
+    but for waves. Processes that want the same build wait for the first. Raises `BuildError` and
+    `ToolMissing`.
     """
     compiler = _Compiler(optimise)
     options = [*VERILATE, *verilate]
     if hierarchical is None:
         hierarchical = design.config.rows >= BLOCK_ROWS
-    blocks = {
-        m.name: wrapper(design.text, m.name)
-        for m in design.modules.values()
-        if m.external and hierarchical
-    }
+    rows = [m.name for m in design.modules.values() if m.external and m.name != CORE]
+    cores = [CORE] if design.cluster is not None and not trace else []
+    # What lies inside comes first: its wrapper becomes part of what lies around it.
+    apart = [*(rows if hierarchical else ()), *cores]
+    blocks = {name: wrapper(design.text, name) for name in apart}
     sources = (Path(gather.__file__), *sorted(HARNESS.iterdir()))
-    parts = [design.text, *(p.read_text() for p in sources), repr(options)]
+    parts = [design.text, *(p.read_text() for p in sources), _ports(design), repr(options)]
     key = _hash(*parts, compiler.identity, *(text for pair in blocks.values() for text in pair))
     cache = cache or toolchain.cache_folder()
-    folder = cache / "builds" / f"{design.name}-{design.config.name}-{key}"
+    folder = cache / "builds" / f"{design.name}-{design.label}-{key}"
     # A library that can record waves serves both wishes: an eighth slower, but there.
     for found in (folder.with_name(folder.name + WAVES), *([] if trace else [folder])):
         if (found / LIBRARY).exists():
@@ -98,62 +106,91 @@ def build(
         options.append("--trace-fst")
     design = replace(design, text=gather.prepare(design, everything_shows=trace))
     say = say or _say
-    say(f"building the {design.config.name} simulator{' with waves' if trace else ''} (once) ...")
+    say(f"building the {design.label} simulator{' with waves' if trace else ''} (once) ...")
     started = time.perf_counter()
     with _lock(folder), _workspace(folder) as work:
         if (folder / LIBRARY).exists():  # another process built it while this one waited
             return Build(folder / LIBRARY, True)
-        folders = _verilate(design, options, blocks, work)
-        verilated = time.perf_counter()
+        text, objects = design.text, []
+        for block, (verilog, source) in blocks.items():
+            inside = _only(design, block, text)
+            objects += _block(block, inside, source, options, compiler, cache, say)
+            text = cut(text, block) + verilog
+        (work / f"{design.name}.sv").write_text(text)
+        _verilate(work, "Vcore", design.name, options)
         runtime = _runtime(compiler, trace, cache)
         shutil.copytree(HARNESS, work, dirs_exist_ok=True)
-        jobs = [(work / "harness.cpp", optimise)]
-        for part in folders:
-            sources = [p for p in part.glob("*.cpp") if p.name != "harness.cpp"]
-            jobs += [(p, "-O0" if "__Slow" in p.name else optimise) for p in sources]
-        flags = [*(f"-I{part}" for part in folders), *_flags(trace)]
-        compiler.compile_headers([h for part in folders for h in part.glob("*__pch.h")], flags)
-        objects = compiler.compile_all(jobs, work, flags, say)
+        (work / "ports.h").write_text(_ports(design))
+        objects += compiler.compile_folder(work, _flags(trace), say)
         _run([compiler.program, "-shared", "-o", str(work / LIBRARY), *map(str, objects),
               *map(str, runtime), "-lpthread"])  # fmt: skip
-        compiled = time.perf_counter()
         for path in work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.suffix in (".o", ".cpp", ".h", ".sv"):
                 path.unlink()
-    say(f"built in {compiled - started:.1f} s, kept in {folder}")
-    seconds = {"verilate": verilated - started, "compile": compiled - verilated}
+    total = time.perf_counter() - started
+    say(f"built in {total:.1f} s, kept in {folder}")
+    seconds = {"verilate": total - compiler.seconds, "compile": compiler.seconds}
     return Build(folder / LIBRARY, False, seconds, compiler.peak_memory)
 
 
-def _verilate(
-    design: VerilogDesign,
-    options: Sequence[str],
-    blocks: Mapping[str, tuple[str, str]],
-    work: Path,
-) -> list[Path]:
-    """C++ of the design, and of its blocks on their own; returns the folders it lies in.
-
-    `blocks` are modules and their wrappers.
-    """
+def _verilate(folder: Path, prefix: str, top: str, options: Sequence[str]) -> None:
+    """C++ of the module `top`, which the folder's TOP.sv holds, into the folder."""
     program = str(toolchain.find_verilator().require())
-    folders, text = [work], design.text
-    for block, (verilog, source) in blocks.items():
-        folder = work / block
-        folder.mkdir()
-        (folder / "block.v").write_text(alone(design.text))
-        (folder / f"{block}_wrapper.cpp").write_text(source)
-        _run([program, *(o for o in options if o != "--trace-fst"),
-              "--prefix", f"V{block}", "--top-module", block, "--Mdir", str(folder),
-              str(folder / "block.v")])  # fmt: skip
-        folders.append(folder)
-        text = cut(text, block) + verilog
-    whole = work / f"{design.name}.sv"
-    whole.write_text(text)
-    _run([program, *options, "--top-module", design.name, "--Mdir", str(work),
-          str(whole)])  # fmt: skip
-    return folders
+    _run([program, *options, "--prefix", prefix, "--top-module", top, "--Mdir", str(folder),
+          str(folder / f"{top}.sv")])  # fmt: skip
+
+
+def _block(
+    name: str,
+    text: str,
+    wrapper: str,
+    options: Sequence[str],
+    compiler: "_Compiler",
+    cache: Path,
+    say: Callable[[str], None],
+) -> list[Path]:
+    """Object files of a block and its wrapper, for all designs that hold it."""
+    options = [o for o in options if o != "--trace-fst"]
+    key = _hash(text, wrapper, repr(options), compiler.identity)
+    folder = cache / "blocks" / f"{name}-{key}"
+    with _lock(folder):
+        if not folder.exists():
+            with _workspace(folder) as work:
+                (work / f"{name}.sv").write_text(alone(text))
+                (work / f"{name}_wrapper.cpp").write_text(wrapper)
+                _verilate(work, f"V{name}", name, options)
+                compiler.compile_folder(work, _flags(trace=False), say)
+                for path in work.iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif path.suffix != ".o":
+                        path.unlink()
+    return sorted(folder.glob("*.o"))
+
+
+def _only(design: VerilogDesign, block: str, text: str) -> str:
+    """The Verilog of a module and all that is in it."""
+    bodies = {match[1]: match[0] for match in re.finditer(_MODULE, text)}
+    wanted, queue = {block: None}, [block]
+    while queue:
+        for _, module in design.modules[queue.pop()].instances:
+            if module not in wanted:
+                wanted[module] = None
+                queue.append(module)
+    return "\n".join(["`default_nettype none", *(bodies[name] for name in wanted), ""])
+
+
+def _ports(design: VerilogDesign) -> str:
+    """The header that tells the harness which memory ports there are."""
+    cluster, prefixes, ids = design.cluster, ["m_axi_"], 16
+    if cluster is not None and cluster.shared:
+        ids <<= cluster.core_bits
+    elif cluster is not None:
+        prefixes = [f"m_axi_{n}_" for n in range(cluster.ports)]
+    ports = " ".join(f"X({n}, {prefix})" for n, prefix in enumerate(prefixes))
+    return f"#define M890_PORTS(X) {ports}\n#define M890_IDS {ids}\n"
 
 
 def _flags(trace: bool) -> list[str]:
@@ -167,7 +204,7 @@ def _flags(trace: bool) -> list[str]:
 
 
 class _Compiler:
-    """Runs the C++ compiler on many files at once and watches its memory."""
+    """Runs the C++ compiler on many files at once and watches its memory and time."""
 
     def __init__(self, optimise: str) -> None:
         self.program = str(toolchain.find_cxx().require())
@@ -180,6 +217,18 @@ class _Compiler:
         self.optimise = optimise
         self.precompiles = "clang" not in version
         self.peak_memory = 0
+        self.seconds = 0.0
+
+    def compile_folder(
+        self, folder: Path, flags: Sequence[str], say: Callable[[str], None]
+    ) -> list[Path]:
+        """Object files of all that lies in a folder."""
+        started, flags = time.perf_counter(), [f"-I{folder}", *flags]
+        self.compile_headers(list(folder.glob("*__pch.h")), flags)
+        jobs = [(p, "-O0" if "__Slow" in p.name else self.optimise) for p in folder.glob("*.cpp")]
+        objects = self.compile_all(jobs, folder, flags, say)
+        self.seconds += time.perf_counter() - started
+        return objects
 
     def compile_headers(self, headers: Sequence[Path], flags: Sequence[str]) -> None:
         """What every file of a model includes first, once: else half of the time goes there."""

@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from m890 import hdl
-from m890.hdl.config import CoreConfig
+from m890.hdl.config import ClusterConfig, CoreConfig
 from m890.hdl.verilog import VerilogDesign, generate
 from m890.sim import toolchain
 
 
-def core_design(config: CoreConfig, cache: Path | None = None) -> VerilogDesign:
-    """The core's Verilog, from the cache where configuration and every source are the same."""
+def core_design(config: CoreConfig | ClusterConfig, cache: Path | None = None) -> VerilogDesign:
+    """Verilog of a core or a cluster, from the cache while neither it nor any source changes."""
     folder = (cache or toolchain.cache_folder()) / "designs"
     path = folder / f"{config.name}-{_key(config)}.pickle"
     if path.exists():
@@ -31,7 +31,7 @@ def core_design(config: CoreConfig, cache: Path | None = None) -> VerilogDesign:
     return design
 
 
-def _key(config: CoreConfig) -> str:
+def _key(config: CoreConfig | ClusterConfig) -> str:
     digest = hashlib.sha256(repr((config, version("amaranth"))).encode())
     root = Path(next(iter(hdl.__path__)))
     for source in sorted(root.rglob("*.py")):

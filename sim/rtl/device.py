@@ -1,4 +1,4 @@
-"""The native device: the Verilated core and its memory in this process."""
+"""The native device: the Verilated core, or cores, and the memory in this process."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -25,6 +25,8 @@ PATIENCE = 200_000
 RESET_CYCLES = 4
 """As harness.cpp holds reset."""
 FOREVER = 1 << 62
+ALL = 0xFFFFFFFF
+"""Every interrupt."""
 _REASONS = ("cycles", "interrupt", "stuck", "breach")
 
 
@@ -134,16 +136,19 @@ class RtlDevice:
         """Sets the register at a byte address; takes a few cycles."""
         self._answered(self._library.m890_write(self._open(), address, value), address)
 
-    def run(self, cycles: int | None = None) -> int:
+    def run(self, cycles: int | None = None, *, interrupts: int = ALL) -> int:
         """Let time pass until the interrupt or for `cycles`; None: until the interrupt.
 
-        Returns the cycles that passed. Raises `DeviceTimeout` when nothing moved for long while
-        waiting for the interrupt, `ProtocolError` when the core broke the rules of its port.
+        `interrupts`: those to stop for, of a cluster, a bit per core. Returns the cycles that
+        passed. Raises `DeviceTimeout` when nothing moved for long while waiting for the interrupt,
+        `ProtocolError` when the core broke the rules of its port.
         """
         reason = ctypes.c_int32()
         patience = self._patience if cycles is None else FOREVER
         limit = FOREVER if cycles is None else cycles
-        done = self._library.m890_run(self._open(), limit, patience, ctypes.byref(reason))
+        done = self._library.m890_run(
+            self._open(), limit, patience, interrupts, ctypes.byref(reason)
+        )
         if _REASONS[reason.value] == "stuck":
             raise DeviceTimeout(patience, "the interrupt")
         if _REASONS[reason.value] == "breach":
@@ -160,7 +165,7 @@ class RtlDevice:
         return values
 
     def port_beats(self) -> tuple[int, int]:
-        """Beats of the memory port so far: read, written."""
+        """Beats of the memory port, or ports, so far: read, written."""
         found = (ctypes.c_uint64 * 2)()
         self._library.m890_port_beats(self._open(), found)
         return found[0], found[1]
@@ -259,7 +264,7 @@ def _load(path: Path) -> ctypes.CDLL:
     for name, result, *arguments in (
         ("create", handle, handle, long, *map(ctypes.POINTER, (_Parameters, HbmParameters))),
         ("destroy", None, handle),
-        ("run", long, handle, long, long, ctypes.POINTER(signed)),
+        ("run", long, handle, long, long, word, ctypes.POINTER(signed)),
         ("write", signed, handle, word, word),
         ("read", signed, handle, word, ctypes.POINTER(word)),
         ("cycle", long, handle),

@@ -43,6 +43,13 @@ class PseudoChannel {
   public:
     struct Counters {
         uint64_t reads = 0, writes = 0, activations = 0, refreshes = 0, turns = 0;
+        void add(const Counters& other) {
+            reads += other.reads;
+            writes += other.writes;
+            activations += other.activations;
+            refreshes += other.refreshes;
+            turns += other.turns;
+        }
     };
 
     PseudoChannel(const HbmParameters& p, unsigned number, std::vector<DramCommand>* log = nullptr)

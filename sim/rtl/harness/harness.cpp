@@ -1,6 +1,7 @@
-// The Verilated core and its memory in one object, behind a C interface for ctypes.
+// The Verilated core, or cluster, and its memory in one object, behind a C interface for ctypes.
 //
-// A cycle starts with everything settled. The memory sees what the core drives, the clock rises, the
+// M890_PORTS of ports.h names the memory ports, M890_IDS how many AXI ids they have. All ports reach
+// the same bytes; behind each is the timing of a memory of its own. A cycle starts with everything settled. The memory sees what the core drives, the clock rises, the
 // memory's new outputs are applied, the clock falls, and everything is settled again. So the core and
 // the memory both see what the other drove before the edge, whatever paths lie between its pins.
 #include <cstdio>
@@ -10,6 +11,7 @@
 #include "Vcore.h"
 #include "hbm.h"
 #include "memory.h"
+#include "ports.h"
 #include "verilated.h"
 #if VM_TRACE
 #include "verilated_fst_c.h"
@@ -22,6 +24,9 @@ enum Reason : int32_t { CYCLES = 0, INTERRUPT = 1, STUCK = 2, BREACH = 3 };
 struct Parameters {  // as m890.sim.rtl.device declares it
     uint64_t latency, bandwidth, stall, seed, error_start, error_end, check;
 };
+
+#define COUNT(number, prefix) +1
+constexpr unsigned kPorts = 0 M890_PORTS(COUNT);
 
 template <typename T>
 const uint8_t* bytes(const T& port) { return reinterpret_cast<const uint8_t*>(&port); }
@@ -38,22 +43,9 @@ class Device {
         context_->traceEverOn(true);
 #endif
         core_.reset(new Vcore(context_.get(), ""));
-        constexpr unsigned port = sizeof(core_->m_axi_rdata);
-        if (hbm) {
-            hbm_.reset(new m890::HbmMemory(memory, size, port, *hbm, parameters.error_start,
-                                           parameters.error_end));
-        } else {
-            m890::FixedMemory::Parameters fixed;
-            fixed.latency = parameters.latency;
-            fixed.bandwidth = parameters.bandwidth;
-            fixed.stall = parameters.stall;
-            fixed.seed = parameters.seed;
-            fixed.error_start = parameters.error_start;
-            fixed.error_end = parameters.error_end;
-            fixed_.reset(new m890::FixedMemory(memory, size, port, fixed));
-        }
-        checker_.reset(new m890::Checker(port));
-        response_ = {};
+#define CREATE(number, prefix) \
+    create(ports_[number], number, sizeof(core_->prefix##rdata), memory, size, parameters, hbm);
+        M890_PORTS(CREATE)
         core_->clk = 0;
         core_->s_axil_awvalid = 0;
         core_->s_axil_wvalid = 0;
@@ -76,18 +68,19 @@ class Device {
         core_->final();
     }
 
-    // Until the interrupt, `cycles` cycles, or `patience` cycles in which nothing moved at the pins.
-    uint64_t run(uint64_t cycles, uint64_t patience, int32_t* reason) {
+    // Until an interrupt of `mask`, `cycles` cycles, or `patience` cycles in which nothing moved at
+    // the pins.
+    uint64_t run(uint64_t cycles, uint64_t patience, uint32_t mask, int32_t* reason) {
         uint64_t done = 0, still = 0;
-        *reason = core_->irq ? INTERRUPT : CYCLES;
-        while (!core_->irq && done < cycles) {
+        *reason = core_->irq & mask ? INTERRUPT : CYCLES;
+        while (!(core_->irq & mask) && done < cycles) {
             still = step() ? 0 : still + 1;
             ++done;
-            if (still > patience || !checker_->breach().empty()) {
+            if (still > patience || breached_) {
                 *reason = still > patience ? STUCK : BREACH;
                 return done;
             }
-            if (core_->irq) *reason = INTERRUPT;
+            if (core_->irq & mask) *reason = INTERRUPT;
         }
         return done;
     }
@@ -163,39 +156,91 @@ class Device {
     uint64_t cycle() const { return cycle_; }
     const uint64_t* beats() const { return beats_; }
     m890::PseudoChannel::Counters memory_counters() const {
-        return hbm_ ? hbm_->counters() : m890::PseudoChannel::Counters();
+        m890::PseudoChannel::Counters sum;
+        for (const Port& port : ports_) {
+            if (port.hbm) sum.add(port.hbm->counters());
+        }
+        return sum;
     }
-    const char* breach() const { return checker_->breach().c_str(); }
+    const char* breach() const {
+        for (const Port& port : ports_) {
+            if (!port.checker->breach().empty()) return port.checker->breach().c_str();
+        }
+        return "";
+    }
 
   private:
     // Cycles without movement at the pins after which a register will not answer: a reset waits for
     // commands in flight, and right after power-up for tables that are cleared entry by entry.
     static constexpr int kAnswer = 10000;
 
-    // One cycle; true when a beat, an address or an answer passed the memory port.
+    // A memory port: what both sides drive, the memory behind it (one of the two), its checker.
+    struct Port {
+        m890::AxiRequest request = {};
+        m890::AxiResponse response = {};
+        std::unique_ptr<m890::FixedMemory> fixed;
+        std::unique_ptr<m890::HbmMemory> hbm;
+        std::unique_ptr<m890::Checker> checker;
+    };
+
+    static void create(Port& port, unsigned number, unsigned width, uint8_t* memory, uint64_t size,
+                       const Parameters& parameters, const m890::HbmParameters* hbm) {
+        if (hbm) {
+            port.hbm.reset(new m890::HbmMemory(memory, size, width, *hbm, parameters.error_start,
+                                               parameters.error_end, M890_IDS));
+        } else {
+            m890::FixedMemory::Parameters fixed;
+            fixed.latency = parameters.latency;
+            fixed.bandwidth = parameters.bandwidth;
+            fixed.stall = parameters.stall;
+            fixed.seed = parameters.seed + number;
+            fixed.error_start = parameters.error_start;
+            fixed.error_end = parameters.error_end;
+            port.fixed.reset(new m890::FixedMemory(memory, size, width, fixed));
+        }
+        port.checker.reset(new m890::Checker(width));
+    }
+
+    // One cycle; true when a beat, an address or an answer passed a memory port.
     bool step() {
-        m890::AxiRequest& in = request_;
-        in.read = {core_->m_axi_araddr, core_->m_axi_arid, core_->m_axi_arlen, core_->m_axi_arsize,
-                   core_->m_axi_arburst, core_->m_axi_arvalid != 0};
-        in.write = {core_->m_axi_awaddr, core_->m_axi_awid, core_->m_axi_awlen, core_->m_axi_awsize,
-                    core_->m_axi_awburst, core_->m_axi_awvalid != 0};
-        in.data = bytes(core_->m_axi_wdata);
-        in.strobe = bytes(core_->m_axi_wstrb);
-        in.last = core_->m_axi_wlast;
-        in.data_valid = core_->m_axi_wvalid;
-        in.answer_ready = core_->m_axi_bready;
-        in.read_ready = core_->m_axi_rready;
-        const bool read = response_.read_valid && in.read_ready;
-        const bool written = in.data_valid && response_.data_ready;
-        const bool moved = (in.read.valid && response_.read_address_ready) ||
-                           (in.write.valid && response_.write_address_ready) || written || read ||
-                           (response_.answer_valid && in.answer_ready);
+        bool moved = false;
+#define STEP(number, p)                                                                         \
+    {                                                                                           \
+        m890::AxiRequest& in = ports_[number].request;                                          \
+        in.read = {core_->p##araddr, core_->p##arid,    core_->p##arlen,                        \
+                   core_->p##arsize, core_->p##arburst, core_->p##arvalid != 0};                \
+        in.write = {core_->p##awaddr, core_->p##awid,    core_->p##awlen,                       \
+                    core_->p##awsize, core_->p##awburst, core_->p##awvalid != 0};               \
+        in.data = bytes(core_->p##wdata);                                                       \
+        in.strobe = bytes(core_->p##wstrb);                                                     \
+        in.last = core_->p##wlast;                                                              \
+        in.data_valid = core_->p##wvalid;                                                       \
+        in.answer_ready = core_->p##bready;                                                     \
+        in.read_ready = core_->p##rready;                                                       \
+        moved |= clock(ports_[number]);                                                         \
+    }
+        M890_PORTS(STEP)
+        edge();
+        return moved;
+    }
+
+    // A cycle of one port's memory; true when anything passed the port.
+    bool clock(Port& port) {
+        const m890::AxiRequest& in = port.request;
+        m890::AxiResponse& out = port.response;
+        const bool read = out.read_valid && in.read_ready;
+        const bool written = in.data_valid && out.data_ready;
+        const bool moved = (in.read.valid && out.read_address_ready) ||
+                           (in.write.valid && out.write_address_ready) || written || read ||
+                           (out.answer_valid && in.answer_ready);
         beats_[0] += read;
         beats_[1] += written;
-        if (checked_) checker_->check(in, response_);
-        if (fixed_) fixed_->clock(in, response_);  // known, so that the compiler can inline it
-        else hbm_->clock(in, response_);
-        edge();
+        if (checked_) {
+            port.checker->check(in, out);
+            breached_ |= !port.checker->breach().empty();
+        }
+        if (port.fixed) port.fixed->clock(in, out);  // known, so that the compiler can inline it
+        else port.hbm->clock(in, out);
         return moved;
     }
 
@@ -222,35 +267,36 @@ class Device {
     }
 
     void apply() {
-        core_->m_axi_arready = response_.read_address_ready;
-        core_->m_axi_awready = response_.write_address_ready;
-        core_->m_axi_wready = response_.data_ready;
-        core_->m_axi_bvalid = response_.answer_valid;
-        core_->m_axi_bid = response_.answer_id;
-        core_->m_axi_bresp = response_.answer_code;
-        core_->m_axi_rvalid = response_.read_valid;
-        if (response_.read_fresh) {
-            core_->m_axi_rid = response_.read_id;
-            core_->m_axi_rresp = response_.read_code;
-            core_->m_axi_rlast = response_.read_last;
-            memcpy(&core_->m_axi_rdata, response_.read_data, sizeof(core_->m_axi_rdata));
-        }
+#define APPLY(number, p)                                                          \
+    {                                                                             \
+        const m890::AxiResponse& out = ports_[number].response;                   \
+        core_->p##arready = out.read_address_ready;                               \
+        core_->p##awready = out.write_address_ready;                              \
+        core_->p##wready = out.data_ready;                                        \
+        core_->p##bvalid = out.answer_valid;                                      \
+        core_->p##bid = out.answer_id;                                            \
+        core_->p##bresp = out.answer_code;                                        \
+        core_->p##rvalid = out.read_valid;                                        \
+        if (out.read_fresh) {                                                     \
+            core_->p##rid = out.read_id;                                          \
+            core_->p##rresp = out.read_code;                                      \
+            core_->p##rlast = out.read_last;                                      \
+            memcpy(&core_->p##rdata, out.read_data, sizeof(core_->p##rdata));     \
+        }                                                                         \
+    }
+        M890_PORTS(APPLY)
     }
 
     std::unique_ptr<VerilatedContext> context_;
     std::unique_ptr<Vcore> core_;
-    std::unique_ptr<m890::FixedMemory> fixed_;  // one of the two
-    std::unique_ptr<m890::HbmMemory> hbm_;
-    std::unique_ptr<m890::Checker> checker_;
+    Port ports_[kPorts];
 #if VM_TRACE
     std::unique_ptr<VerilatedFstC> waves_;
     uint64_t first_ = 0, last_ = 0;  // cycles that are recorded
 #endif
-    m890::AxiRequest request_ = {};
-    m890::AxiResponse response_ = {};
     uint64_t cycle_ = 0;
-    uint64_t beats_[2] = {0, 0};  // of the memory port: read, written
-    bool checked_;
+    uint64_t beats_[2] = {0, 0};  // of all memory ports: read, written
+    bool checked_, breached_ = false;
 };
 
 }  // namespace
@@ -262,8 +308,9 @@ EXPORT void* m890_create(uint8_t* memory, uint64_t size, const Parameters* p,
     return new Device(memory, size, *p, hbm);
 }
 EXPORT void m890_destroy(void* device) { delete static_cast<Device*>(device); }
-EXPORT uint64_t m890_run(void* device, uint64_t cycles, uint64_t patience, int32_t* reason) {
-    return static_cast<Device*>(device)->run(cycles, patience, reason);
+EXPORT uint64_t m890_run(void* device, uint64_t cycles, uint64_t patience, uint32_t mask,
+                         int32_t* reason) {
+    return static_cast<Device*>(device)->run(cycles, patience, mask, reason);
 }
 EXPORT int32_t m890_write(void* device, uint32_t address, uint32_t value) {
     return static_cast<Device*>(device)->write(address, value);

@@ -52,9 +52,9 @@ class AddressMap {
 class HbmMemory final : public Memory {
   public:
     HbmMemory(uint8_t* bytes, uint64_t size, unsigned port_bytes, const HbmParameters& p,
-              uint64_t error_start = 0, uint64_t error_end = 0)
+              uint64_t error_start = 0, uint64_t error_end = 0, unsigned ids = 16)
         : bytes_(bytes), size_(size), port_(port_bytes), p_(p), map_(p),
-          error_start_(error_start), error_end_(error_end) {
+          error_start_(error_start), error_end_(error_end), ids_(ids) {
         memset(failed_, 0xa5, sizeof failed_);
         for (unsigned n = 0; n < p.pseudo_channels; ++n) channels_.emplace_back(new Channel(p, n));
     }
@@ -76,19 +76,12 @@ class HbmMemory final : public Memory {
     // Sums over the pseudo-channels.
     PseudoChannel::Counters counters() const {
         PseudoChannel::Counters sum;
-        for (const auto& channel : channels_) {
-            const PseudoChannel::Counters& one = channel->dram.counters();
-            sum.reads += one.reads;
-            sum.writes += one.writes;
-            sum.activations += one.activations;
-            sum.refreshes += one.refreshes;
-            sum.turns += one.turns;
-        }
+        for (const auto& channel : channels_) sum.add(channel->dram.counters());
         return sum;
     }
 
   private:
-    static constexpr unsigned kOutstanding = 64, kIds = 16, kBoundary = 4096;
+    static constexpr unsigned kOutstanding = 64, kBoundary = 4096;
     static constexpr size_t kWaiting = 16;  // writes per pseudo-channel in front of its queue
 
     struct Burst {
@@ -121,7 +114,7 @@ class HbmMemory final : public Memory {
     void accept(const AxiRequest& in, const AxiResponse& out) {
         if (in.read.valid && out.read_address_ready) {
             const uint64_t first = in.read.address / p_.burst_bytes;
-            std::deque<Burst>& queue = ids_[in.read.id % kIds];
+            std::deque<Burst>& queue = ids_[in.read.id & (ids_.size() - 1)];
             queue.push_back({in.read.address, first, in.read.length + 1u, in.read.id, OKAY, 0, {}});
             Burst& burst = queue.back();
             const uint64_t last = last_access(in.read.address + in.read.length * port_);
@@ -206,10 +199,10 @@ class HbmMemory final : public Memory {
         }
         if (out.read_valid && in.read_ready) out.read_valid = false;
         // A burst goes on while its beats are here; else another id's beat fills the gap.
-        for (unsigned n = 0; n < kIds && !out.read_valid; ++n) {
-            std::deque<Burst>& queue = ids_[(turn_ + n) % kIds];
+        for (unsigned n = 0; n < ids_.size() && !out.read_valid; ++n) {
+            std::deque<Burst>& queue = ids_[(turn_ + n) & (ids_.size() - 1)];
             if (queue.empty() || !here(queue.front())) continue;
-            turn_ = (turn_ + n) % kIds;
+            turn_ = (turn_ + n) & (ids_.size() - 1);
             Burst& burst = queue.front();
             out.read_code = code(burst.address);
             out.read_data = out.read_code == OKAY ? bytes_ + burst.address : failed_;
@@ -220,7 +213,7 @@ class HbmMemory final : public Memory {
             if (!--burst.beats) {
                 queue.pop_front();
                 --reads_;
-                turn_ = (turn_ + 1) % kIds;
+                turn_ = (turn_ + 1) & (ids_.size() - 1);
             }
         }
         out.read_address_ready = reads_ < kOutstanding;
@@ -246,7 +239,7 @@ class HbmMemory final : public Memory {
     AddressMap map_;
     uint64_t error_start_, error_end_;
     std::vector<std::unique_ptr<Channel>> channels_;
-    std::deque<Burst> ids_[kIds];  // reads under way, in order per id
+    std::vector<std::deque<Burst>> ids_;  // reads under way, in order per id; a power of two
     std::deque<Burst> writes_, answers_;
     std::deque<Arrival> arrivals_;
     uint64_t now_ = 0, phase_ = 0;  // cycles of the core; part of a cycle in which no clock was due
