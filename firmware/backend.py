@@ -66,6 +66,20 @@ class _Step:
     offsets: NDArray[np.int64]
 
 
+@dataclass
+class Pending:
+    """A layer whose commands are on their way; `tags` name them, `jobs` tells which are ATTENDs."""
+
+    spans: tuple[Span, ...]
+    step: _Step
+    count: int
+    buffers: list[int]
+    output: int
+    commands: NDArray[np.uint8]
+    jobs: NDArray[np.bool_]
+    tags: NDArray[np.int64]
+
+
 class DeviceBackend:
     """Holds a decoder's KV cache on a device and attends there.
 
@@ -112,6 +126,7 @@ class DeviceBackend:
         layout = shape.layout(driver.config)
         self._token_bytes = layout.chunk_bytes / driver.config.lanes
         self.total = Usage()
+        self.latest: tuple[Usage, dict[int, Usage]] = Usage(), {}  # of one layer, by sequence
         self.now = 0  # cycle of the latest completion
         self._usage: dict[int, Usage] = {}
         self._step: _Step | None = None
@@ -190,6 +205,22 @@ class DeviceBackend:
         q [N, H, dh], k and v [N, KVH, dh] of all spans' tokens in order -> [N, H, dh]. `drafts`
         names the spans whose tokens are a draft tree; the softmax scale is 1 / sqrt(dh).
         """
+        return self.finish(self.begin(layer, spans, q, k, v, drafts=drafts))
+
+    def begin(
+        self,
+        layer: int,
+        spans: Sequence[Span],
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        *,
+        drafts: Sequence[Draft | None] | None = None,
+    ) -> Pending:
+        """The first half of `attend`: submits the commands. `finish` has to follow, whatever comes.
+
+        So several cores work at once.
+        """
         step = self._prepare(tuple(spans), None if drafts is None else tuple(drafts))
         driver, commands, made, count = self.driver, self.commands, step.plan, len(q)
         planes = commands.planes(layer)
@@ -204,11 +235,23 @@ class DeviceBackend:
                 made, step.tables + step.offsets, planes, query_at, output_at
             )
             order = commands.order(spans, made)
-            done = self._perform(spans, np.concatenate([appends, attends])[order])
-            out = commands.outputs(made, output_at, count)
-        finally:
+            packed = np.concatenate([appends, attends])[order]
+            tags = driver.submit_many(packed)
+        except BaseException:
             driver.free(*buffers)
-        self._account(step, done[order >= len(appends)], done)
+            raise
+        return Pending(
+            tuple(spans), step, count, buffers, output_at, packed, order >= len(appends), tags
+        )
+
+    def finish(self, pending: Pending) -> Floats:
+        """The second half of `attend`: waits for the commands and reads the outputs."""
+        try:
+            done = self._perform(pending)
+            out = self.commands.outputs(pending.step.plan, pending.output, pending.count)
+        finally:
+            self.driver.free(*pending.buffers)
+        self._account(pending.step, done[pending.jobs], done)
         return out
 
     def commit(self, spans: Sequence[Span], tokens: Sequence[int] | None = None) -> None:
@@ -227,11 +270,12 @@ class DeviceBackend:
 
     # ------------------------------------------------------------------ inside
 
-    def _perform(self, spans: Sequence[Span], commands: NDArray[np.uint8]) -> NDArray:
+    def _perform(self, pending: Pending) -> NDArray:
         """Completions of a layer's commands, the jobs that met damaged tokens run again."""
-        needs = [(s.sequence, s.start + s.count) for s in spans]
+        commands = pending.commands
+        needs = [(s.sequence, s.start + s.count) for s in pending.spans]
         try:
-            done = self.cache.perform(commands, needs)
+            done = self.cache.perform(commands, needs, pending.tags)
         except PoolFull as error:
             self.forget_step()
             raise CapacityError(str(error)) from error
@@ -292,13 +336,16 @@ class DeviceBackend:
         reads = step.plan.reads
         passed = sum(r.passed for r in reads.values()) or 1.0
         total = Usage(beats=int(jobs["beats"].sum()), jobs=len(jobs), cycles=cycles)
+        parts: dict[int, Usage] = {}
         for sequence, read in reads.items():
             part = Usage(
                 kv_bytes=read.passed * per_token,
                 kv_bytes_alone=read.alone * per_token,
                 cycles=cycles * read.passed / passed,
             )
+            parts[sequence] = part
             self._usage[sequence].add(part)
             total.kv_bytes += part.kv_bytes
             total.kv_bytes_alone += part.kv_bytes_alone
         self.total.add(total)
+        self.latest = total, parts

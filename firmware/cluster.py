@@ -1,13 +1,18 @@
-"""Cores on one memory: what the firmware asks of a cluster, and how memory is divided."""
+"""Cores on one memory: what the firmware asks of a cluster, and a decoder's heads divided on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m890.firmware.backend import DeviceBackend, Usage
 from m890.firmware.device import Device
 from m890.firmware.driver import Driver
+from m890.firmware.errors import ShapeError
+from m890.firmware.layer import Floats
+from m890.firmware.models.backend import Draft, Span
 from m890.hdl.config import ClusterConfig
 
 
@@ -44,3 +49,160 @@ def drivers(cluster: Cluster, **options: Any) -> list[Driver]:
         Driver(core, part=(n * size, (n + 1) * size), **options)
         for n, core in enumerate(cluster.cores)
     ]
+
+
+def shares(count: int, cores: int) -> list[slice]:
+    """Which of `count` heads or pages each core has: as evenly as can be, the first ones more."""
+    ends = np.cumsum([count // cores + (n < count % cores) for n in range(cores)])
+    return [slice(int(a), int(b)) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+class ClusterBackend:
+    """A decoder's backend on the cores of a cluster, the KV heads divided between them.
+
+    Every core holds the planes of its heads, and a page manager of its own for them; what one core
+    does to its sequences all do, in the same order. So sequences have the same numbers everywhere,
+    pools are equally full, and what one core refuses all refuse. A head's jobs are those that one
+    core alone would run: the output is equal to the bit.
+    """
+
+    def __init__(
+        self,
+        drivers: Sequence[Driver],
+        *,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        head_size: int,
+        pages: int | None = None,
+        quotas: Mapping[int, int] | None = None,
+        **options: Any,
+    ) -> None:
+        """`options` as of DeviceBackend; without `recompute`, damaged tokens raise BadTag."""
+        if heads % kv_heads:
+            raise ShapeError(f"{heads} heads cannot share {kv_heads} KV heads evenly")
+        if kv_heads < len(drivers):
+            raise ShapeError(
+                f"{kv_heads} KV heads leave some of {len(drivers)} cores without work: use fewer"
+            )
+        self.group = heads // kv_heads
+        self.kv_heads = shares(kv_heads, len(drivers))
+        self.cores: list[DeviceBackend] = []
+        for driver, own in zip(drivers, self.kv_heads, strict=True):
+            count = own.stop - own.start
+            core = DeviceBackend(
+                driver, layers=layers, heads=count * self.group, kv_heads=count,
+                head_size=head_size, pages=pages, quotas=quotas, **options,
+            )  # fmt: skip
+            pages = core.cache.pages  # the first has most heads, and so the fewest pages
+            self.cores.append(core)
+        self.total = Usage()
+        self._usage: dict[int, Usage] = {}
+
+    # ------------------------------------------------------------------ sequences
+
+    @property
+    def limit(self) -> int:
+        """The longest context in tokens."""
+        return self.cores[0].limit
+
+    @property
+    def now(self) -> int:
+        """Cycle of the latest completion; the cores' counters begin a few hundred cycles apart."""
+        return max(core.now for core in self.cores)
+
+    def create(self, tokens: Sequence[int] = (), tenant: int = 0) -> int:
+        """As of DeviceBackend, and so are all methods below."""
+        return self._made(self._all(lambda core: core.create(tokens, tenant)))
+
+    def fork(self, sequence: int, tokens: int) -> int:
+        return self._made(self._all(lambda core: core.fork(sequence, tokens)))
+
+    def release(self, sequence: int) -> None:
+        self._all(lambda core: core.release(sequence))
+
+    def trim(self, sequence: int, tokens: int) -> None:
+        self._all(lambda core: core.trim(sequence, tokens))
+
+    def length(self, sequence: int) -> int:
+        return self.cores[0].length(sequence)
+
+    def usage(self, sequence: int) -> Usage:
+        """Bytes and beats of all cores; cycles of the one that took longest."""
+        return self._usage[sequence]
+
+    # ------------------------------------------------------------------ attention
+
+    def attend(
+        self,
+        layer: int,
+        spans: Sequence[Span],
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        *,
+        drafts: Sequence[Draft | None] | None = None,
+    ) -> Floats:
+        """All cores get their commands before the first is waited for."""
+        waits: list[Callable[[], Floats]] = []
+        failure: Exception | None = None
+        for core, own in zip(self.cores, self.kv_heads, strict=True):
+            rows = slice(own.start * self.group, own.stop * self.group)
+            try:
+                pending = core.begin(layer, spans, q[:, rows], k[:, own], v[:, own], drafts=drafts)
+            except Exception as error:  # what others have begun is still to be waited for
+                failure = error
+                break
+            waits.append(partial(core.finish, pending))
+        outputs = _every(waits)
+        if failure is not None:
+            raise failure
+        out = np.concatenate(outputs, axis=1)
+        self.total.add(_together([core.latest[0] for core in self.cores]))
+        for sequence in self.cores[0].latest[1]:
+            part = _together([core.latest[1][sequence] for core in self.cores])
+            self._usage[sequence].add(part)
+        return out
+
+    def commit(self, spans: Sequence[Span], tokens: Sequence[int] | None = None) -> None:
+        self._all(lambda core: core.commit(spans, tokens))
+        for span in spans:
+            self._usage[span.sequence].tokens += span.count
+            self.total.tokens += span.count
+
+    def forget_step(self) -> None:
+        self._all(DeviceBackend.forget_step)
+
+    # ------------------------------------------------------------------ inside
+
+    def _all(self, act: Callable[[DeviceBackend], Any]) -> list[Any]:
+        return _every([partial(act, core) for core in self.cores])
+
+    def _made(self, numbers: list[int]) -> int:
+        """The number of a new sequence, which is the same on all cores."""
+        if len(set(numbers)) > 1:
+            raise RuntimeError(f"the cores gave one sequence the numbers {numbers}")
+        self._usage[numbers[0]] = Usage()
+        return numbers[0]
+
+
+def _every(acts: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Results of all acts; the first error once all have been tried, so that none is left out."""
+    results, errors = [], []
+    for act in acts:
+        try:
+            results.append(act())
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return results
+
+
+def _together(parts: Sequence[Usage]) -> Usage:
+    """The cost of what cores did at the same time."""
+    out = Usage()
+    for part in parts:
+        out.add(part)
+    out.cycles = max(part.cycles for part in parts)
+    return out

@@ -272,9 +272,15 @@ class KvCache:
             one.end = end
         return more
 
-    def perform(self, commands: NDArray[np.uint8], needs: Sequence[tuple[int, int]]) -> NDArray:
+    def perform(
+        self,
+        commands: NDArray[np.uint8],
+        needs: Sequence[tuple[int, int]],
+        tags: NDArray[np.int64] | None = None,
+    ) -> NDArray:
         """Completions of commands, among them the APPENDs of tokens that were expected.
 
+        `tags`: the commands have been submitted already, and these are their tags.
         All are given again while there is a page to evict for an APPEND that found none. PoolFull,
         and no page more than before, where there is not. Of a job that met a damaged token the
         completion says so (BAD_TAG); any other error is raised.
@@ -282,9 +288,11 @@ class KvCache:
         sequences = [sequence for sequence, _ in needs]
         while True:
             try:
-                return self.driver.wait(self.driver.submit_many(commands), but=Error.BAD_TAG)
+                if tags is None:
+                    tags = self.driver.submit_many(commands)
+                return self.driver.wait(tags, but=Error.BAD_TAG)
             except NO_ROOM as error:
-                tenant = error.command["tenant"]
+                tenant, tags = error.command["tenant"], None
             self.forget(sequences)
             more = self.expect(needs)
             try:

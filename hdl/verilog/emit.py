@@ -25,13 +25,18 @@ def emit(design: VerilogDesign, folder: Path) -> list[Path]:
         f"{name}.f": f"{name}.v\n",
         f"{name}.vlt": waivers(),
         f"{name}.core": _fusesoc(design),
-        f"{name}.h": c_header(design.config, name.removesuffix("_core").upper()),
+        f"{name}.h": c_header(design.config, _prefix(name).upper()),
         f"{name}.json": json.dumps(design.ports_json(), indent=2) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
     return [folder / file for file in files]
+
+
+def _prefix(name: str) -> str:
+    """What the names of a design's modules start with."""
+    return name.removesuffix("_core").removesuffix("_cluster")
 
 
 def waivers() -> str:
@@ -43,11 +48,11 @@ def waivers() -> str:
 
 
 def _fusesoc(design: VerilogDesign) -> str:
-    name = design.name
+    name, kind = design.name, "core" if design.cluster is None else "cluster"
     return f"""\
 CAPI=2:
 name: m890:core:{name}:0.1.0
-description: "m890 attention core, {design.config.name}: \
+description: "m890 attention {kind}, {design.label}: \
 {design.config.rows} rows x {design.config.lanes} lanes"
 
 filesets:

@@ -154,7 +154,7 @@ def measure(
         hbm=memory_of(context.option("memory", "fixed"), config),
     ) as device:  # fmt: skip
         driver = Driver(device, ring=1024, scratch_bytes=SCRATCH)
-        stage = _Stage(driver, shape, work, pages, context.seed)
+        stage = Stage(driver, shape, work, pages, context.seed)
         commands = np.concatenate([stage.commands(plane) for plane in range(planes)])
         driver.wait_all()
         before, start = driver.counters(), device.cycle
@@ -171,7 +171,7 @@ def measure(
     )
 
 
-class _Stage:
+class Stage:
     """Pages, queries and jobs of a workload in a device's memory."""
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from m890.hdl.config import PRESETS, CoreConfig, preset
+from m890.hdl.config import PRESETS, ClusterConfig, CoreConfig, preset
 from m890.hdl.verilog import emit, generate
 from m890.sim import toolchain
 from m890.sim.cli import errors, output
@@ -34,10 +34,16 @@ def command(
     fifo_beats: Annotated[int | None, typer.Option(help="Port beats buffered per stream.")] = None,
     softcap: Annotated[bool | None, typer.Option(help="Build the soft-cap unit.")] = None,
     address_bits: Annotated[int | None, typer.Option(help="Bits of a byte address.")] = None,
+    cores: Annotated[int, typer.Option(help="Cores of a cluster.", min=1, max=4)] = 1,
+    shared_port: Annotated[
+        bool, typer.Option("--shared-port", help="With --cores: one memory port for all.")
+    ] = False,
     prefix: Annotated[str, typer.Option(help="What module names start with.")] = "m890",
     check: Annotated[bool, typer.Option("--lint/--no-lint", help="Lint by Verilator.")] = True,
 ) -> None:
     """Write the Verilog of a preset or of your own parameters, and what goes with it.
+
+    With --cores it is that of a cluster: cores on one memory.
 
     Written are the Verilog, a file list, a FuseSoC core file, a C header of registers and
     commands, a JSON of ports and parameters, and the lint waivers.
@@ -54,8 +60,12 @@ def command(
     if folder.exists() and not folder.is_dir():
         raise errors.UserError(f"{folder} is a file, and the Verilog needs a folder")
     console = output.stderr()
-    console.print(f"generating {config.rows} rows x {config.lanes} lanes ...")
-    design = core_design(config) if prefix == "m890" else generate(config, prefix=prefix)
+    if shared_port and cores == 1:
+        raise errors.UserError("one core has one port: give --cores too")
+    many = f"{cores} cores of " if cores > 1 else ""
+    console.print(f"generating {many}{config.rows} rows x {config.lanes} lanes ...")
+    whole = ClusterConfig(config, cores, shared_port) if cores > 1 else config
+    design = core_design(whole) if prefix == "m890" else generate(whole, prefix=prefix)
     paths = emit(design, folder)
     if not check:
         linted = "not linted"

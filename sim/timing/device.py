@@ -32,16 +32,22 @@ class ModelDevice:
     def __init__(
         self,
         config: CoreConfig,
-        memory_bytes: int,
+        memory_bytes: int = 0,
         *,
         timing: Timing | None = None,
         seed: int | None = None,
+        memory: NDArray[np.uint8] | None = None,
     ) -> None:
-        """`seed` fills the memory with random bytes, as hardware might find it; else zeros."""
+        """`seed` fills the memory with random bytes, as hardware might find it; else zeros.
+
+        `memory`: one that is there already, instead.
+        """
         size = -(-memory_bytes // 4096) * 4096
         self.config = config
-        if seed is None:
-            self.memory: NDArray[np.uint8] = np.zeros(size, np.uint8)
+        if memory is not None:
+            self.memory = memory
+        elif seed is None:
+            self.memory = np.zeros(size, np.uint8)
         else:
             self.memory = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
         self.timing = timing or Timing()

@@ -1,5 +1,7 @@
 """Driver, records, scratch memory and log, on the model device."""
 
+from typing import Any
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -19,8 +21,9 @@ TINY = preset("tiny")
 MEMORY = 1 << 20
 
 
-def make(**options: int) -> Driver:
-    return Driver(ModelDevice(TINY, MEMORY, seed=3), **({"scratch_bytes": 1 << 16} | options))
+def make(**options: Any) -> Driver:
+    options.setdefault("scratch_bytes", 1 << 16)
+    return Driver(ModelDevice(TINY, MEMORY, seed=3), **options)
 
 
 # ---------------------------------------------------------------------- records

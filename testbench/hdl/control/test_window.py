@@ -1,6 +1,7 @@
 """The cluster's register window between a random master and cores that answer when they like."""
 
 import random
+from typing import Any
 
 import pytest
 from amaranth.sim import Simulator
@@ -28,7 +29,7 @@ class Registers:
     async def writes(self, ctx):
         bus, rng = self.bus, self.rng
         while True:
-            have = {"aw": None, "w": None}
+            have: dict[str, Any] = {"aw": None, "w": None}
             while None in have.values():
                 ready = {name: have[name] is None and rng.random() < 0.5 for name in have}
                 for name, value in ready.items():
