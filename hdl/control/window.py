@@ -21,7 +21,7 @@ class Window(wiring.Component):
     Members
         bus : AXI4-Lite of the cluster. core[n] : of core n, seen from its master.
     Latency
-        Read 2 cycles and write 2 cycles more than the core's own.
+        Read 1 cycle and write 2 cycles more than the core's own.
     Backpressure
         `bready` and `rready` reach the core combinationally.
     Errors

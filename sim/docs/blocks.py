@@ -11,7 +11,7 @@ from amaranth.hdl import Shape
 from amaranth.lib import data, wiring
 
 from m890.sim.docs.diagram import block_diagram
-from m890.sim.docs.graph import ROOT, Block, classes, first_of, hierarchy, members
+from m890.sim.docs.graph import ROOT, Block, classes, every, first_of, hierarchy, members
 from m890.sim.docs.markdown import code, escape, page, table
 
 SECTIONS = (
@@ -20,7 +20,7 @@ SECTIONS = (
 )  # fmt: skip
 """Sections of a block's docstring, in this order."""
 FOLDERS = {
-    "": "Core",
+    "": "Core and cluster",
     "control": "Control",
     "kv": "KV read path and append",
     "pages": "Page manager",
@@ -143,7 +143,7 @@ def _children(block: Block) -> str:
 def _users(name: str, preset: str) -> str:
     rows = [
         (f"[{b.kind}]({slug(b.kind)}.md)", ", ".join(code(c.name) for c in mine))
-        for b in {b.kind: b for b in hierarchy(preset).walk()}.values()
+        for b in {b.kind: b for b in every(preset)}.values()
         if (mine := [c for c in b.children if c.kind == name])
     ]
     return table(("block", "as"), rows) if rows else "The top of the design."

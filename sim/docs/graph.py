@@ -1,4 +1,4 @@
-"""What is inside the core, read from the elaborated source: blocks, their ports, who feeds whom."""
+"""What is inside core and cluster, read from the elaborated source: blocks, their ports, who feeds whom."""
 
 import ast
 import functools
@@ -12,7 +12,8 @@ from typing import Any
 from amaranth.hdl import Elaboratable, Module, Value
 from amaranth.lib import wiring
 
-from m890.hdl.config import PRESETS
+from m890.hdl.cluster import Cluster
+from m890.hdl.config import PRESETS, ClusterConfig
 from m890.hdl.core import Core
 
 ROOT = Path(inspect.getfile(importlib.import_module("m890.hdl.config"))).resolve().parents[1]
@@ -40,7 +41,7 @@ class Block:
 
     @property
     def name(self) -> str:
-        return self.path[-1] if self.path else "core"
+        return self.path[-1] if self.path else self.kind.lower()
 
     @property
     def kind(self) -> str:
@@ -64,10 +65,25 @@ def hierarchy(preset: str) -> Block:
 
 
 @functools.cache
+def cluster(preset: str) -> Block:
+    """A cluster with all that can stand around its cores."""
+    whole = Cluster(ClusterConfig(PRESETS[preset], 2, shared=True))
+    top = _open(whole, ())
+    top.children.append(Block(hierarchy(preset).component, ("core",)))
+    return top
+
+
+def every(preset: str) -> Iterator[Block]:
+    """All blocks of the core, then those of a cluster."""
+    yield from hierarchy(preset).walk()
+    yield from cluster(preset).walk()
+
+
+@functools.cache
 def first_of(preset: str) -> dict[str, Block]:
     """The first instance of every class of block."""
     found: dict[str, Block] = {}
-    for block in hierarchy(preset).walk():
+    for block in every(preset):
         found.setdefault(block.kind, block)
     return found
 

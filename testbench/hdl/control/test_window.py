@@ -128,3 +128,41 @@ def test_accesses_reach_their_core_and_no_other(seed, cores):
         sim.add_testbench(one.reads, background=True)
     sim.add_testbench(test)
     sim.run()
+
+
+def test_latency_is_that_of_the_docstring():
+    """With a core that takes all at once and answers in the next cycle."""
+    dut = Window(ClusterConfig(preset("tiny"), 2))
+    bus, core = dut.bus, dut.core[1]
+    found = {}
+
+    async def answers(ctx):
+        taken = {"b": False, "r": False}
+        for ready in (core.awready, core.wready, core.arready):
+            ctx.set(ready, 1)
+        while True:
+            ctx.set(core.bvalid, taken["b"])
+            ctx.set(core.rvalid, taken["r"])
+            _, _, taken["b"], taken["r"] = await ctx.tick().sample(core.wvalid, core.arvalid)
+
+    async def test(ctx):
+        for channel, valids in (("b", ("aw", "w")), ("r", ("ar",))):
+            for name in valids:
+                ctx.set(getattr(bus, f"{name}valid"), 1)
+                ctx.set(bus.awaddr if name == "aw" else bus.araddr, 1 << CSR_BITS)
+            ctx.set(getattr(bus, f"{channel}ready"), 1)
+            for cycle in range(20):
+                _, _, answered = await ctx.tick().sample(getattr(bus, f"{channel}valid"))
+                for name in valids:
+                    ctx.set(getattr(bus, f"{name}valid"), 0)
+                if answered:
+                    found[channel] = cycle
+                    break
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-9)
+    sim.add_testbench(answers, background=True)
+    sim.add_testbench(test)
+    sim.run()
+    alone = 1  # the cycle in which the core answers, counted from the one of the address
+    assert found == {"b": alone + 2, "r": alone + 1}

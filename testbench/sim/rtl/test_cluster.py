@@ -21,6 +21,7 @@ from m890.testbench.firmware.device_suite import MEMORY, DeviceSuite
 from m890.testbench.firmware.scene import Scene
 from m890.testbench.firmware.test_cluster import backends
 from m890.testbench.firmware.test_cluster import play as play_steps
+from m890.testbench.firmware.test_split import check as check_split
 
 pytestmark = pytest.mark.rtl
 TINY = preset("tiny")
@@ -134,3 +135,13 @@ def test_heads_divided_between_cores_have_the_bits_of_one(
     with RtlCluster(config, memory_bytes=size, latency=9, stall=0.2, seed=seed) as cluster:
         one, many = backends(ModelDevice(TINY, MEMORY), cluster, format=Format.E4M3)
         play_steps(one, many, rng, 3)
+
+
+@pytest.mark.parametrize("format", [Format.E4M3, Format.INT8], ids=lambda f: f.name)
+@pytest.mark.parametrize("config", [TWO, FOUR], ids=lambda c: c.name)
+def test_a_context_divided_between_cores_merges_as_golden_says(
+    config: ClusterConfig, format: Format, rng: np.random.Generator, seed: int
+) -> None:
+    size = config.cores * MEMORY
+    with RtlCluster(config, memory_bytes=size, latency=9, stall=0.2, seed=seed) as cluster:
+        check_split(cluster, format, rng, rotate=format == Format.INT8)
