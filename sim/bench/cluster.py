@@ -2,9 +2,10 @@
 
 Figures: `cluster.speedup.{own,shared}.N.P`, cycles of one core over those of N cores of the preset
 P with a memory port each (`own`) or one for all (`shared`), from the first doorbell to the last
-completion; `cluster.cycles.1.P` and `cluster.cycles.{own,shared}.N.P` besides. Full rows of one new
-token per KV head, FP8 E4M3 KV, on the RTL with a memory that never holds a port up (or HBM3-like
-behind each port). Some jobs of every core are compared with the golden model bit for bit.
+completion; `cluster.cycles.{own,shared}.N.P` besides. Full rows of one new token per KV head, FP8
+E4M3 KV, on the RTL of four cores, of which one, two or all have work, with a memory that never
+holds a port up (or HBM3-like behind each port). Some jobs of every core are compared with the
+golden model bit for bit.
 """
 
 import numpy as np
@@ -13,11 +14,10 @@ from m890.firmware.driver import Driver
 from m890.firmware.memory_map import PlaneShape, memory_bytes
 from m890.hdl.config import ClusterConfig, CoreConfig, preset
 from m890.hdl.numerics.formats import Format
-from m890.sim.bench.registry import BenchContext, BenchError, Item
+from m890.sim.bench.registry import HIGHER, LOWER, BenchContext, BenchError, Item
 from m890.sim.bench.stream import LATENCY, Stage, Workload
 from m890.sim.devices import MEMORIES, memory_of
 from m890.sim.rtl.cluster import RtlCluster
-from m890.sim.rtl.device import RtlDevice
 
 PRESETS = ("tiny", "small")
 TOKENS = {"tiny": 384}
@@ -30,10 +30,11 @@ OPTIONS = {
     "planes": "KV heads, a job each; a multiple of 4 (16)",
     "checked": "jobs of each core that are compared with golden (1)",
 }
+BETTER = {"cluster.speedup.*": HIGHER, "cluster.cycles.*": LOWER}
 
 
 def run(context: BenchContext) -> list[Item]:
-    """One core, then clusters of 2 and 4 with either kind of port."""
+    """One, two and four cores, with either kind of port."""
     names = [context.preset] if context.preset else PRESETS
     return [item for name in names for item in _run(preset(name), context)]
 
@@ -51,43 +52,37 @@ def _run(config: CoreConfig, context: BenchContext) -> list[Item]:
         "preset": config.name, "device": "rtl", "format": "e4m3", "head": head, "tokens": tokens,
         "planes": planes, "memory": memory, **({"latency": latency} if memory == "fixed" else {}),
     }  # fmt: skip
-    alone = _cycles(config, None, planes, tokens, head, checked, context)
-    items = [context.item(f"cluster.cycles.1.{config.name}", "cycles", alone, **facts)]
+    items = []
     for ports, shared in (("own", False), ("shared", True)):
-        for cores in (2, 4):
-            cluster = ClusterConfig(config, cores, shared)
-            cycles = _cycles(config, cluster, planes, tokens, head, checked, context)
-            context.progress.say(f"{cluster.name}: {alone / cycles:.3f} of one core's speed")
-            name = f"{ports}.{cores}.{config.name}"
+        cluster, alone = ClusterConfig(config, 4, shared), 0
+        for busy in (1, 2, 4):
+            cycles = _cycles(cluster, busy, planes, tokens, head, checked, context)
+            alone = alone or cycles
+            context.progress.say(f"{ports}, {busy} cores: {alone / cycles:.3f} of one core's speed")
+            name = f"{ports}.{busy}.{config.name}"
             items.append(context.item(f"cluster.cycles.{name}", "cycles", cycles, **facts))
-            items.append(context.item(f"cluster.speedup.{name}", "1", alone / cycles, **facts))
+            if busy > 1:
+                items.append(context.item(f"cluster.speedup.{name}", "1", alone / cycles, **facts))
     return items
 
 
 def _cycles(
-    config: CoreConfig, cluster: ClusterConfig | None, planes: int, tokens: int, head: int,
-    checked: int, context: BenchContext,
+    cluster: ClusterConfig, busy: int, planes: int, tokens: int, head: int, checked: int,
+    context: BenchContext,
 ) -> int:  # fmt: skip
-    """Cycles of all jobs on one core or a cluster."""
-    cores = 1 if cluster is None else cluster.cores
-    work = Workload("decode", "", config.rows, (tokens,), (((tokens - 1, 1),),) * (planes // cores))
-    shape, pages = PlaneShape(planes // cores, Format.E4M3, head), -(-tokens // config.page_tokens)
+    """Cycles of all jobs on the first `busy` cores."""
+    config = cluster.core
+    work = Workload("decode", "", config.rows, (tokens,), (((tokens - 1, 1),),) * (planes // busy))
+    shape, pages = PlaneShape(planes // busy, Format.E4M3, head), -(-tokens // config.page_tokens)
     size = memory_bytes(config, shape, pages=pages, scratch=SCRATCH)
-    options = {
-        "memory_bytes": cores * size, "seed": context.seed, "say": context.progress.say,
-        "latency": context.option("latency", LATENCY),
-        "hbm": memory_of(context.option("memory", "fixed"), config),
-    }  # fmt: skip
-    if cluster is None:
-        whole = RtlDevice(config, **options)
-        devices = [whole]
-    else:
-        whole = RtlCluster(cluster, **options)
-        devices = whole.cores
-    with whole:
+    with RtlCluster(
+        cluster, memory_bytes=busy * size, seed=context.seed, say=context.progress.say,
+        latency=context.option("latency", LATENCY),
+        hbm=memory_of(context.option("memory", "fixed"), config),
+    ) as whole:  # fmt: skip
         stages = []
-        for n, device in enumerate(devices):
-            driver = Driver(device, scratch_bytes=SCRATCH, part=(n * size, (n + 1) * size))
+        for n, core in enumerate(whole.cores[:busy]):
+            driver = Driver(core, scratch_bytes=SCRATCH, part=(n * size, (n + 1) * size))
             stages.append(Stage(driver, shape, work, pages, context.seed + n))
         commands = [np.concatenate([s.commands(p) for p in range(shape.planes)]) for s in stages]
         for stage in stages:

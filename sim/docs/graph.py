@@ -1,4 +1,4 @@
-"""What is inside core and cluster, read from the elaborated source: blocks, their ports, who feeds whom."""
+"""What is inside core and cluster, from the elaborated source: blocks, ports, who feeds whom."""
 
 import ast
 import functools
