@@ -25,6 +25,7 @@ CYCLES = {
     Opcode.CREATE: 24,
     Opcode.PIN: 18,
     Opcode.UNPIN: 20,
+    Opcode.APPEND: 40,
 }
 """Cycles until the longest run of a command is over, where memory answers at once."""
 
