@@ -26,6 +26,7 @@ CYCLES = {
     Opcode.PIN: 18,
     Opcode.UNPIN: 20,
     Opcode.APPEND: 40,
+    Opcode.FORK: 48,
 }
 """Cycles until the longest run of a command is over, where memory answers at once."""
 
