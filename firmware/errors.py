@@ -289,8 +289,9 @@ def command_error(completion: dict[str, int], command: bytes) -> CommandError:
         plane = ATTEND.unpack(command)["plane"]
         return BadTag(completion["index"], plane, completion["beats"], tag)
     kind = COMMAND_ERRORS.get(Error(completion["error"]), CommandError)
-    if index == 0 and kind in (BadPage, BusError):  # found on the way, behind no field of its own
-        name = "segment.sequence" if kind is BadPage else "memory"
+    if index == 0 and kind in (BadPage, BadTenant, TableError, BusError):
+        # Found on the way, behind no field of its own
+        name = "memory" if kind is BusError else "segment.sequence"
     elif index < len(fields):
         name = fields[index].name
         value = record.unpack(command)[name]

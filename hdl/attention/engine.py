@@ -19,6 +19,7 @@ from m890.hdl.kv.path import PORTS, KvPath
 from m890.hdl.kv.tags import TagFaults
 from m890.hdl.memory.ports import ReadPort, WritePort
 from m890.hdl.numerics.pipeline import bundle
+from m890.hdl.pages.guard import OwnerPort
 from m890.hdl.registers import Stall
 
 
@@ -31,7 +32,8 @@ class AttentionEngine(wiring.Component):
         row, query : In. Write strobes of the job loader, into a free slot.
         job, segment : In(stream). A loaded job, then its segments.
         slot_free : Out(2). done : Out(stream of EVENT). table, k, v, bias, raw : Out(ReadPort).
-        write : Out(WritePort). loading : In. The job loader is at work (stall cause).
+        owner : Out(OwnerPort), of pages. write : Out(WritePort).
+        loading : In. The job loader is at work (stall cause).
         beat, useful, cause, busy : Out, for the counters.
     Latency
         First beat: KvPath's; last V beat to first output beat: Sequencer 1, RowTiming.sum, Drain.
@@ -59,6 +61,7 @@ class AttentionEngine(wiring.Component):
                 "slot_free": Out(2),
                 "done": Out(stream.Signature(EVENT)),
                 **{name: Out(ReadPort(config)) for name in PORTS},
+                "owner": Out(OwnerPort(config)),
                 "write": Out(WritePort(config)),
                 "loading": In(1),
                 "beat": Out(1),
@@ -82,7 +85,7 @@ class AttentionEngine(wiring.Component):
         def join(a: Any, b: Any) -> None:
             wiring.connect(m, a, b)
 
-        for name in PORTS:
+        for name in (*PORTS, "owner"):
             join(getattr(path, name), wiring.flipped(getattr(self, name)))
         for name in ("item", "k_beat", "v_beat", "bias_beat"):
             join(getattr(path, name), getattr(sequencer, name))

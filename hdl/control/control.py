@@ -30,6 +30,7 @@ from m890.hdl.control.layouts import (
 from m890.hdl.control.ring import RingFetch
 from m890.hdl.memory.ports import AxiLite, ReadPort, WritePort
 from m890.hdl.memory.queue import Queue
+from m890.hdl.pages.guard import OwnerPort
 from m890.hdl.pages.manager import PageManager, managed_layout
 from m890.hdl.registers import Stall
 
@@ -46,7 +47,7 @@ class Control(wiring.Component):
     Members
         csr : AXI4-Lite. irq : level.
         ring, loader, page_list, page_read : ReadPorts. completion, page_entry, page_write :
-        WritePorts.
+        WritePorts. owner : OwnerPort of the page table.
         append : stream of append_layout. append_done : stream of APPEND_DONE.
         job, segment : streams of job_layout and segment_layout: a job, then its segments.
         row, query : write strobes (row_layout, query_layout).
@@ -67,6 +68,7 @@ class Control(wiring.Component):
     completion: Any
     page_entry: Any
     page_write: Any
+    owner: Any
     append: stream.Interface
     append_done: stream.Interface
     job: stream.Interface
@@ -98,6 +100,7 @@ class Control(wiring.Component):
                 "completion": Out(WritePort(config)),
                 "page_entry": Out(WritePort(config)),
                 "page_write": Out(WritePort(config)),
+                "owner": In(OwnerPort(config)),
                 "append": Out(stream.Signature(append_layout(config))),
                 "append_done": In(stream.Signature(APPEND_DONE)),
                 "job": Out(stream.Signature(job_layout(config))),
@@ -144,6 +147,7 @@ class Control(wiring.Component):
         for inner, outer in (
             (pages.list, self.page_list), (pages.copy, self.page_read),
             (pages.entry, self.page_entry), (pages.page, self.page_write),
+            (pages.owner, self.owner),
         ):  # fmt: skip
             pass_on(inner, outer)
         pass_on(jobs.job, self.job)

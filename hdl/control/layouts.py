@@ -88,7 +88,8 @@ def job_layout(config: CoreConfig) -> data.StructLayout:
             "slot": 1, "base": address, "stride": 32, "tiles": 8, "format": 4, "tags": 1,
             "rotate": 1, "causal": 1, "sink": 1, "bias": 1, "query_format": 1, "output_format": 2,
             "rows": 8, "segments": 8, "output": address, "output_stride": 32, "window": TOKEN_BITS,
-            "sinks": TOKEN_BITS, "softcap": 32, "softcap_inverse": 32, "ident": IDENT_BITS,
+            "sinks": TOKEN_BITS, "softcap": 32, "softcap_inverse": 32,
+            "tenant": bits(config.tenants), "ident": IDENT_BITS,
         }
     )  # fmt: skip
 

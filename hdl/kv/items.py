@@ -6,6 +6,7 @@ from amaranth.hdl import Cat, Const, Mux, ShapeLike, Value
 from amaranth.lib import data
 
 from m890.hdl.config import TOKEN_BITS, CoreConfig
+from m890.hdl.control.layouts import bits
 from m890.hdl.layout import TAG_BYTES
 from m890.hdl.numerics.formats import CODINGS, GROUP
 
@@ -99,6 +100,7 @@ def job_layout(config: CoreConfig) -> data.StructLayout:
             "bias": 1,
             "rows": COUNT_BITS,
             "ident": 16,
+            "tenant": bits(config.tenants),
         }
     )
 
@@ -176,6 +178,7 @@ def entry_layout(config: CoreConfig) -> data.StructLayout:
             "stride": 32,
             "table": address,
             "source": address,
+            "tenant": bits(config.tenants),
         }
     )
 

@@ -28,6 +28,7 @@ from m890.hdl.kv.transpose import Transposer
 from m890.hdl.kv.walker import Walker
 from m890.hdl.memory.ports import ReadPort
 from m890.hdl.memory.queue import Queue
+from m890.hdl.pages.guard import OwnerPort
 
 PORTS = ("table", "k", "v", "bias", "raw")
 """Read ports, the one whose waiting holds up most first."""
@@ -48,7 +49,7 @@ class KvPath(wiring.Component):
         item : stream of items, in order; known before their data have come.
         k_beat, v_beat : streams of `lanes` raw codes. scale : stream of K and V scales of a chunk.
         bias_beat : stream of `lanes` 16-bit floats, one per row. raw_beat : stream of port beats.
-        table, k, v, bias, raw : read ports.
+        table, k, v, bias, raw : read ports. owner : OwnerPort of the page table (Translator).
         k_fault, v_fault : Out(FAULT). A row is not its integrity tag's. Comes before the row's last
         element beat has left the array.
         bus_error[slot] : pulse; data of that slot's job had a bus error. Comes before the data.
@@ -64,7 +65,7 @@ class KvPath(wiring.Component):
     Storage
         fifo_beats port beats for K and V each, 2 rows for bias, and the parts' own.
     Errors
-        END items carry BAD_PAGE and the table's BUS_ERROR (Translator).
+        END items carry the Translator's.
     """
 
     ITEM_CYCLES = 21
@@ -85,6 +86,7 @@ class KvPath(wiring.Component):
     v: Any
     bias: Any
     raw: Any
+    owner: Any
     k_fault: Any
     v_fault: Any
     bus_error: Signal
@@ -106,6 +108,7 @@ class KvPath(wiring.Component):
                 "bias_beat": Out(elements),
                 "raw_beat": Out(stream.Signature(raw_layout(config))),
                 **{name: Out(ReadPort(config)) for name in PORTS},
+                "owner": Out(OwnerPort(config)),
                 "k_fault": Out(FAULT),
                 "v_fault": Out(FAULT),
                 "bus_error": Out(2),
@@ -148,8 +151,8 @@ class KvPath(wiring.Component):
         wiring.connect(m, v_gearbox.o, transposer.i)
         for source, name in (
             (items.o, "item"), (k_gearbox.o, "k_beat"), (header.scale, "scale"),
-            (raw.o, "raw_beat"), (translator.table, "table"), (k.port, "k"), (v.port, "v"),
-            (bias.port, "bias"), (raw.port, "raw"),
+            (raw.o, "raw_beat"), (translator.table, "table"), (translator.owner, "owner"),
+            (k.port, "k"), (v.port, "v"), (bias.port, "bias"), (raw.port, "raw"),
         ):  # fmt: skip
             out(source, name)
         m.d.comb += [

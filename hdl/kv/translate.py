@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -20,6 +20,7 @@ from m890.hdl.kv.items import (
 )
 from m890.hdl.memory.ports import ReadPort
 from m890.hdl.memory.queue import Queue
+from m890.hdl.pages.guard import OwnerPort, PageGuard
 
 PENDING = 8
 """Entries between a table read's request and its use."""
@@ -32,13 +33,16 @@ class Translator(wiring.Component):
 
     Function
         Page number of token t: the u32 at table + 4 (t // page_tokens). Chunk address:
-        base + page x stride + (chunk in page) x chunk bytes. Entries leave in order. After a bad
-        page or a bus error the job's other chunks and stored states are dropped; its END leaves
+        base + page x stride + (chunk in page) x chunk bytes. Entries leave in order. A chunk leaves
+        only if PageGuard lets the job's tenant reach its page: nothing of another page is ever
+        fetched. After an error the job's other chunks and stored states are dropped; its END leaves
         with the first error and that segment's index.
     Members
         i : stream of entries. o : stream of located items. table : read port, one beat a request.
+        owner : OwnerPort of the page table.
     Latency
-        10 cycles and a read for the first chunk of a table beat.
+        10 cycles and a read for the first chunk of a table beat. The page's owner is looked up
+        beside the address arithmetic; an answer later than after 2 cycles adds what it is late.
     Throughput
         One chunk per 7 cycles (a chunk streams for 2 lanes or more). A table beat is read once for
         all its neighbouring entries; READS reads are under way at a time.
@@ -47,12 +51,14 @@ class Translator(wiring.Component):
     Storage
         PENDING entries, READS + 1 table beats.
     Errors
-        BAD_PAGE: a page number of `pages` or more. BUS_ERROR: the table could not be read.
+        BAD_PAGE, BAD_TENANT, TABLE_ERROR: see PageGuard. BUS_ERROR: the block table could not be
+        read.
     """
 
     i: stream.Interface
     o: stream.Interface
     table: Any
+    owner: Any
 
     def __init__(self, config: CoreConfig) -> None:
         self.config = config
@@ -61,6 +67,7 @@ class Translator(wiring.Component):
                 "i": In(stream.Signature(entry_layout(config))),
                 "o": Out(stream.Signature(located_layout(config))),
                 "table": Out(ReadPort(config)),
+                "owner": Out(OwnerPort(config)),
             }
         )
 
@@ -70,13 +77,15 @@ class Translator(wiring.Component):
         beat_shape = data.StructLayout({"data": self.config.port_bits, "error": 1})
         m.submodules.pending = pending = Queue(pending_shape, PENDING)
         m.submodules.beats = beats = Queue(beat_shape, READS, sram=True)
+        m.submodules.guard = guard = PageGuard(self.config)
+        wiring.connect(m, guard.port, wiring.flipped(self.owner))
         m.d.comb += [
             beats.i.valid.eq(self.table.data_valid),
             beats.i.payload.data.eq(self.table.data),
             beats.i.payload.error.eq(self.table.error),
         ]
         self._request(m, pending, beats)
-        self._locate(m, pending, beats)
+        self._locate(m, pending, beats, guard)
         return m
 
     def _split(self, token: data.View) -> tuple:
@@ -124,7 +133,7 @@ class Translator(wiring.Component):
                     request.payload.beats.eq(1),
                 ]
 
-    def _locate(self, m: Module, pending: Queue, beats: Queue) -> None:
+    def _locate(self, m: Module, pending: Queue, beats: Queue, guard: PageGuard) -> None:
         """Takes the entries in order through look-up and address arithmetic."""
         config = self.config
         entry, fresh = pending.o.payload.entry, pending.o.payload.fresh
@@ -145,7 +154,7 @@ class Translator(wiring.Component):
         address = Signal(config.address_bits)
         v_address = Signal(config.address_bits)
 
-        def fail(reason: Error) -> list:
+        def fail(reason: Error | Value) -> list:
             return [error.eq(reason), error_index.eq(item.index)]
 
         located = self.o.payload
@@ -156,6 +165,8 @@ class Translator(wiring.Component):
             located.header.eq(header),
             located.beats.eq(tile_beats),
             located.source.eq(entry.source),
+            guard.number.eq(number),
+            guard.tenant.eq(entry.tenant),
         ]
         with m.If(item.kind == ItemKind.END):
             m.d.comb += [located.item.error.eq(error), located.item.index.eq(error_index)]
@@ -197,9 +208,8 @@ class Translator(wiring.Component):
                 with m.If(kept_error):
                     m.d.sync += fail(Error.BUS_ERROR)
                     m.next = "DROP"
-                with m.Elif(number >= config.pages):
-                    m.d.sync += fail(Error.BAD_PAGE)
-                    m.next = "DROP"
+                with m.Else():
+                    m.d.comb += guard.start.eq(1)
             with m.State("MULTIPLY"):
                 m.d.sync += [
                     address.eq(number[:PAGE_NUMBER_BITS] * entry.stride),
@@ -214,7 +224,11 @@ class Translator(wiring.Component):
                 m.next = "VALUE"
             with m.State("VALUE"):
                 m.d.sync += v_address.eq(address + Cat(port, before_v))
-                m.next = "EMIT"
+                with m.If(guard.done):
+                    m.next = "EMIT"
+                    with m.If(guard.error != Error.OK):
+                        m.d.sync += fail(guard.error)
+                        m.next = "DROP"
             with m.State("DROP"):
                 m.d.comb += pending.o.ready.eq(1)
                 m.next = "WAIT"

@@ -115,6 +115,7 @@ class Walker(wiring.Component):
             entry.item.base_token.eq(Cat(zeros, asked[-1].chunk)),
             entry.base.eq(job.base),
             entry.stride.eq(job.stride),
+            entry.tenant.eq(job.tenant),
             entry.table.eq(segment.table),
             entry.source.eq(Mux(kind == ItemKind.RAW, segment.address, asked[-1].source)),
         ]

@@ -16,6 +16,7 @@ from m890.hdl.memory.secded import SecdedSram
 from m890.hdl.pages.commands import Commands
 from m890.hdl.pages.copier import PageCopier
 from m890.hdl.pages.flow import Flow
+from m890.hdl.pages.guard import OwnerPort
 from m890.hdl.pages.layouts import sequence_layout
 from m890.hdl.pages.mover import Mover
 from m890.hdl.pages.prepare import Prepare, prepare_layout, prepared_layout
@@ -57,6 +58,7 @@ class PageManager(wiring.Component):
         plane_address, plane_entry : plane table, one cycle later. copied : port beats of a page in
         all defined planes. limit : memory in port beats.
         list, copy : ReadPorts of page lists and of pages. entry, page : WritePorts.
+        owner : a PageGuard's OwnerPort, answered at any time (PageStore).
         forget : while idle: all as after reset. ready : the sweep has ended.
         idle : no command is here.
         inject, corrected, fatal : of the memories, see SecdedSram.
@@ -94,6 +96,7 @@ class PageManager(wiring.Component):
     copy: Any
     entry: Any
     page: Any
+    owner: Any
     forget: Signal
     ready: Signal
     idle: Signal
@@ -126,6 +129,7 @@ class PageManager(wiring.Component):
                 "copy": Out(ReadPort(config)),
                 "entry": Out(WritePort(config)),
                 "page": Out(WritePort(config)),
+                "owner": In(OwnerPort(config)),
                 "forget": In(1),
                 "ready": Out(1),
                 "idle": Out(1),
@@ -148,6 +152,7 @@ class PageManager(wiring.Component):
             sequence_layout(config), config.sequences, reads=3
         )
         m.submodules.lengths = lengths = SecdedSram(TOKEN_BITS, config.sequences, reads=3)
+        wiring.connect(m, wiring.flipped(self.owner), store.owner)
         wiring.connect(m, walker.read, wiring.flipped(self.list))
         wiring.connect(m, mover.read, wiring.flipped(self.copy))
         wiring.connect(m, mover.write, wiring.flipped(self.page))

@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from m890.hdl.commands import Error
 from m890.hdl.config import CoreConfig
 from m890.hdl.memory.secded import SecdedSram
+from m890.hdl.pages.guard import OwnerPort
 from m890.hdl.pages.layouts import (
     MOST_PINS,
     MOST_REFERENCES,
@@ -36,13 +37,16 @@ class PageStore(wiring.Component):
         restart : operations change things again. idle : none is under way.
         free : free pages. forget : while idle: all as after reset. ready : the sweep has ended.
         inject : of the next word written, see SecdedSram. corrected, fatal : a word read was wrong.
+        owner : a PageGuard's OwnerPort, at any time. It goes before operations, which wait a cycle.
     Latency
+        2 cycles from a question of `owner` to its answer; asked while its page's word may be
+        written, it waits.
         3 cycles to `done`; COLLECT of an unused page and TAKE 3 more, TENANT and QUOTA too.
     Throughput
         LOOK, PINNED, HOLD, DROP, MARK: one per cycle, 3 cycles apart on the same page. The others
         one at a time. The sweep takes `tenants` cycles.
     Backpressure
-        i.ready depends on i.payload, not on i.valid.
+        i.ready depends on i.payload and owner, not on i.valid.
     Storage
         pages x page_layout, tenants x tenant_layout, with check bits; 1 read and 1 write port each.
     Errors
@@ -61,6 +65,7 @@ class PageStore(wiring.Component):
     inject: Signal
     corrected: Signal
     fatal: Signal
+    owner: Any
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
@@ -77,6 +82,7 @@ class PageStore(wiring.Component):
                 "inject": In(2),
                 "corrected": Out(1),
                 "fatal": Out(1),
+                "owner": In(OwnerPort(config)),
             }
         )
 
@@ -97,6 +103,8 @@ class PageStore(wiring.Component):
         m.d.comb += [pages.inject.eq(self.inject), tenants.inject.eq(self.inject)]
 
         take = self.i.valid & self.i.ready
+        ask_owner, asked = self.owner.request, Signal(page_bits(config))
+        looks, looked = ask_owner.valid & ask_owner.ready, Signal()
         wanted = Signal.like(one.number)
         m.d.comb += [
             wanted.eq(
@@ -113,10 +121,21 @@ class PageStore(wiring.Component):
         hazard = one_valid & (one.number == wanted) | two_valid & (two.number == wanted)
         blocked = Mux(_alone(self.i.payload), one_valid | two_valid, hazard)
         m.d.comb += [
-            self.i.ready.eq(self.ready & ~alone & ~blocked),
+            self.i.ready.eq(self.ready & ~ask_owner.valid & ~alone & ~blocked),
+            # The memory says nothing of a word that is read while it is written.
+            ask_owner.ready.eq(self.ready & ~(two_valid & (two.number == ask_owner.payload))),
             self.idle.eq(self.ready & ~one_valid & ~two_valid & ~counting),
-            pages.read_address[0].eq(wanted),
-            pages.read_enable[0].eq(take),
+            pages.read_address[0].eq(Mux(ask_owner.valid, ask_owner.payload, wanted)),
+            pages.read_enable[0].eq(take | looks),
+        ]
+        m.d.sync += [looked.eq(looks), asked.eq(ask_owner.payload)]
+        known = looked & (asked < fresh)
+        m.d.sync += [
+            self.owner.valid.eq(looked),
+            self.owner.owner.live.eq(known & pages.read_data[0].live),
+            self.owner.owner.public.eq(pages.read_data[0].public),
+            self.owner.owner.damaged.eq(known & pages.fatal[0]),
+            self.owner.owner.tenant.eq(pages.read_data[0].tenant),
         ]
         m.d.sync += [one_valid.eq(take), two_valid.eq(one_valid)]
         with m.If(take):
@@ -166,9 +185,11 @@ class PageStore(wiring.Component):
                 m.d.sync += self.outcome.error.eq(Error.TABLE_ERROR)
         m.d.comb += [
             self.corrected.eq(
-                one_valid & written & pages.corrected[0] | counted & tenants.corrected[0]
+                (one_valid & written | known) & pages.corrected[0] | counted & tenants.corrected[0]
             ),
-            self.fatal.eq(two_valid & fatal | counted & tenants.fatal[0]),
+            self.fatal.eq(
+                two_valid & fatal | known & pages.fatal[0] | counted & tenants.fatal[0]
+            ),
         ]
         with m.If(~self.ready):
             m.d.sync += sweep.eq(sweep + 1)

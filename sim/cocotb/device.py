@@ -29,7 +29,8 @@ class CocotbDevice:
     Function
         Implements `m890.firmware.device.Device`; `memory` shares its bytes with the AXI memory.
         Firmware blocks, simulations do not: it runs in a thread of `use`, never at the same time
-        as the simulation. Accesses in the range `broken` meet a bus error.
+        as the simulation. Accesses in the range `broken` meet a bus error; those to a byte
+        of `watched` are counted in `touched`.
     Parameters
         memory_bytes : size of the memory, which starts with random bytes of `seed`.
         stall : share of cycles in which each AXI channel pauses.
@@ -51,7 +52,8 @@ class CocotbDevice:
         self._ram = axi_memory(dut, storage, seed=seed, stall=stall)
         self._master = register_master(dut, seed=seed, stall=stall)
         self._accesses = 0
-        self.broken = range(0)
+        self.broken = self.watched = range(0)
+        self.touched = 0
         for half, name in ((self._ram.read_if, "_read"), (self._ram.write_if, "_write")):
             self._count(half, name)
 
@@ -117,6 +119,8 @@ class CocotbDevice:
 
         async def access(address: int, what: Any) -> Any:
             self._accesses += 1
+            size = what if isinstance(what, int) else len(what)  # to read, or data to write
+            self.touched += address < self.watched.stop and address + size > self.watched.start
             if address in self.broken:
                 raise OSError(f"{address:#x} is broken")
             return await plain(address, what)

@@ -145,6 +145,15 @@ class PageManager:
         if c["commit"] and not c["repair"]:
             self.sequences[c["sequence"]].length = c["start"] + c["tokens"]
 
+    # ---------------------------------------------------------------- ATTEND
+
+    def reach(self, number: int, tenant: int) -> Error:
+        """Whether a tenant may read a page; every one that a job reads, before it does."""
+        page = self.pages[number] if number < self.config.pages else None
+        if page is None:
+            return Error.BAD_PAGE
+        return Error.OK if page.tenant == tenant or page.public else Error.BAD_TENANT
+
     # ---------------------------------------------------------------- sequences
 
     def _create(self, c: dict[str, int]) -> None:
@@ -339,11 +348,9 @@ class PageManager:
 
     def _reach(self, number: int, tenant: int, field: str, index: int) -> Page:
         """A page that a block table or list names, if it is one and the tenant may use it."""
-        page = self.pages[number] if number < self.config.pages else None
-        if page is None:
-            raise Refused(Error.BAD_PAGE, field, index)
-        self._need(page.tenant == tenant or page.public, Error.BAD_TENANT, field, index)
-        return page
+        error = self.reach(number, tenant)
+        self._need(error == Error.OK, error, field, index)
+        return self._page(number)
 
     # ---------------------------------------------------------------- pages
 

@@ -181,6 +181,8 @@ class ModelDevice:
                 self._time(done[i], self._pipeline.other(), failure)
                 continue
             self._tables.pages.committed(c)
+            if pages.copied:  # the old page may be free now
+                self._jobs.forget()
             plane = self._tables.planes[c["plane"]]
             jobs.append(Append(c, plane, self._tables.sequences[c["sequence"]].table))
             places.append(i)

@@ -42,7 +42,7 @@ class JobReader:
         self._kept: dict[tuple, tuple[Template, list[_Pages]]] = {}
 
     def forget(self) -> None:
-        """Sequences or the plane table have changed."""
+        """Sequences, owners of pages that were held, or the plane table have changed."""
         self._kept.clear()
 
     def read(self, c: dict[str, int]) -> Attend | Failure:
@@ -104,8 +104,8 @@ class JobReader:
         streamed: list[Streamed] = []
         for index, segment in enumerate(segments):
             part = self._part(c, plane, segment, rows["position"], rows["draft"], pages, streamed)
-            if part is None:
-                return Failure(Error.BAD_PAGE, 0, index)
+            if isinstance(part, Error):
+                return Failure(part, 0, index)
             parts.append(part)
         strands = strands_of(
             parts, rows["position"], rows["draft"], rows["sink"].astype(np.uint32),
@@ -131,8 +131,8 @@ class JobReader:
         draft: NDArray[np.int64],
         pages: list[_Pages],
         streamed: list[Streamed],
-    ) -> Part | None:
-        """A segment with its chunks; None when a visible chunk has no page of the pool."""
+    ) -> Part | Error:
+        """A segment with its chunks, or why the first that cannot be reached is not."""
         lanes, size = self.config.lanes, self.config.page_tokens
         kind = SegmentKind(s["kind"])
         none = np.zeros(0, np.int64)
@@ -154,8 +154,10 @@ class JobReader:
         pages.append(_Pages(entries, found))
         page = found.astype(np.int64)
         visible = seen[low:high]
-        if (page[visible] >= self.config.pages).any():
-            return None
+        for number in dict.fromkeys(page[visible].tolist()):
+            error = self.tables.pages.reach(number, c["tenant"])
+            if error != Error.OK:
+                return error
         page = np.where(visible, page, page[0])  # the others are masked, whatever they hold
         layout = plane.layout
         addresses = page * plane.stride + token % size // lanes * layout.chunk_bytes

@@ -5,7 +5,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 
-from m890.testbench.cocotb.streams import Clocked, StreamSource
+from amaranth.hdl import Shape
+
+from m890.testbench.cocotb.streams import Clocked, StreamSource, pack
 
 
 class Image(Protocol):
@@ -98,6 +100,36 @@ class ReadServer:
             for handle, value in zip(self._ports[name], (1, word, last, bad), strict=True):
                 handle.value = int(value)
             self._given = name
+
+
+class OwnerServer:
+    """Answers a PageGuard's questions: `owner(page)` has the fields of `layout`."""
+
+    def __init__(
+        self, clocked: Clocked, name: str, owner: Callable[[int], dict[str, int]], layout: Any, *,
+        stall: float = 0.0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self._owner, self._layout, self._stall = owner, layout, stall
+        self._chance = random.Random(f"{seed} owners")
+        self._valid, self._answer = (
+            getattr(clocked.dut, f"{name}__{x}") for x in ("valid", "owner")
+        )
+        self._valid.value = self._answer.value = 0
+        self._asked: list[int] = []
+        clocked.sink(f"{name}__request", stall=stall, seed=seed, taken=self._asked.append)
+        clocked.add(self)
+
+    def __str__(self) -> str:
+        return f"{len(self._asked)} questions about pages are open"
+
+    def step(self) -> None:
+        assert len(self._asked) < 2, "a question before the answer to the last"
+        give = bool(self._asked) and self._chance.random() >= self._stall
+        self._valid.value = int(give)
+        if give:
+            self._answer.value = pack(self._layout, self._owner(self._asked.pop()))
+        else:
+            self._answer.value = self._chance.getrandbits(Shape.cast(self._layout).width)
 
 
 class WriteServer:

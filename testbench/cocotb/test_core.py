@@ -10,6 +10,7 @@ import pytest
 from m890.firmware import errors
 from m890.firmware.device import Device
 from m890.firmware.driver import Driver
+from m890.firmware.kv import placed
 from m890.hdl.config import preset
 from m890.hdl.numerics.formats import Format
 from m890.sim.cocotb.axi import held_offers
@@ -105,6 +106,35 @@ async def bus_errors_are_reported(dut: Any) -> None:
 
 
 @cocotb.test()
+async def no_byte_of_a_strangers_page_is_read(dut: Any) -> None:
+    """A block table that names another tenant's page: the job fails, and no access touches it."""
+
+    def firmware(driver: Driver) -> None:
+        suite, device = DeviceSuite(), driver.device
+        assert isinstance(device, CocotbDevice)
+        scene = Scene(driver, rng(), Format.FP16, 1, planes=1, sequences=1, pages=2)
+        (page,) = placed.take(driver, 1, tenant=1).tolist()
+        at = int(scene.base[0]) + page * scene.stride
+        sequence = scene.sequences[0]
+        table = driver.view(sequence.table, (2,), "<u4")
+        own = table.copy()
+        for entry in range(2):
+            table[:] = own
+            table[entry] = page
+            device.watched, device.touched = range(at, at + scene.stride), 0
+            with pytest.raises(errors.BadTenant) as caught:
+                suite._submit(driver, [suite._over_all(scene, 0)])
+            assert (caught.value.field, device.touched) == ("segment.sequence", 0)
+        table[:] = own
+        at = int(scene.base[0]) + int(own[0]) * scene.stride
+        device.watched = range(at, at + scene.stride)
+        suite._run(scene, [suite._over_all(scene, 0)])
+        assert device.touched > 0
+
+    await with_driver(dut, 0.2, firmware)
+
+
+@cocotb.test()
 async def bad_input_is_refused(dut: Any) -> None:
     """By name, without a changed byte, and the next job is right."""
 
@@ -135,7 +165,7 @@ def test_core(bench: Bench, name: str) -> None:
     """Everything on `tiny`; on `small` stalled jobs, appends; Icarus, fifty times slower: some."""
     only = None
     if bench.simulator == "icarus":
-        only = "stall=0.3|appended|refused"
+        only = "stall=0.3|appended|refused|stranger"
     elif name == "small":
         only = "stall=0.3|appends"
     long = bench.simulator == "verilator"

@@ -279,6 +279,37 @@ class PageSuite:
         self._attended(world, [[0]])
         self._attended(world, [[1]], tenant=1)
 
+    def test_a_block_table_cannot_name_a_page_out_of_reach(self, world: PageWorld) -> None:
+        """Entries that something has written over: BAD_TENANT, or BAD_PAGE where it is free."""
+        size, driver = world.size, world.driver
+        world.open(0, 2 * size)
+        world.open(1, 2 * size, tenant=1)
+        own, foreign = (world.model.block_table(n) for n in (0, 1))
+        table = driver.view(world.model.sequences[0].table, (2,), "<u4")
+        for entry in range(2):
+            for page, error in (
+                (foreign[entry], errors.BadTenant),
+                (world.config.pages - 1, errors.BadPage),  # free
+            ):
+                table[:] = own
+                table[entry] = page
+                command = world.attend(0, [0])
+                world.output(command)[:] = 7
+                before = driver.counters()["KV_BYTES"]
+                with pytest.raises(error) as caught:
+                    driver.wait(driver.submit_many([COMMANDS[Op.ATTEND].pack(**command)]))
+                assert (caught.value.field, caught.value.index) == ("segment.sequence", 0)
+                assert (world.output(command) == 7).all()
+                read = driver.counters()["KV_BYTES"] - before
+                assert read <= entry * world.layouts[0].page_bytes
+        world.do(Op.PIN, sequence=1, tenant=1, end=2 * size, public=1)
+        table[:] = foreign
+        world.tokens[0], mine = world.tokens[1], world.tokens[0]
+        self._attended(world, [[0]])
+        table[:] = own
+        world.tokens[0] = mine
+        self._attended(world, [[0], [0]])
+
     def test_public_pages_are_read_and_never_written(self, world: PageWorld) -> None:
         size = world.size
         world.open(0, 2 * size)

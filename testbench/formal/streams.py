@@ -8,6 +8,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import Out
 
 from m890.hdl.memory.ports import ReadPort, WritePort
+from m890.hdl.pages.guard import OwnerPort
 from m890.testbench.formal.contracts import keeps_rules, source_keeps_rules
 
 OUTSTANDING = 8
@@ -55,6 +56,11 @@ class Rules(wiring.Component):
             asked = port.request.valid & port.request.ready
             self._owed(m, asked, 1, port.done, name)
             for part in (port.done, port.error):
+                anything(m, part)
+        elif isinstance(member.signature, OwnerPort):
+            self._out(m, port.request, f"{name}_request")
+            self._owed(m, port.request.valid & port.request.ready, 1, port.valid, name)
+            for part in (port.valid, port.owner):
                 anything(m, part)
         elif not isinstance(member.signature, stream.Signature):
             for inner, part in member.signature.members.items():

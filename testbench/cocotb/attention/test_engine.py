@@ -19,7 +19,8 @@ from m890.hdl.control.layouts import (
 )
 from m890.hdl.kv.path import PORTS
 from m890.hdl.numerics.formats import Format, OutputFormat
-from m890.testbench.cocotb.ports import ReadServer, Script, WriteServer
+from m890.hdl.pages.guard import owner_layout
+from m890.testbench.cocotb.ports import OwnerServer, ReadServer, Script, WriteServer
 from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
 from m890.testbench.cocotb.streams import Clocked, fields, pack
 from m890.testbench.hdl.attention.jobs import (
@@ -56,6 +57,8 @@ class EngineBench:
         clocked.sink("done", taken=take, **options)
         ports = {"port_bytes": c.port_bytes, "address_bits": c.address_bits, **options}
         ReadServer(clocked, PORTS, memory, **ports)
+        held = {"live": 1, "public": 0, "damaged": 0, "tenant": 0}
+        OwnerServer(clocked, "owner", lambda page: held, owner_layout(c), **options)
         WriteServer(clocked, "write", memory.bytes, **ports)
         clocked.add(Script(self._load()))
         clocked.add(Script(self._watch()))

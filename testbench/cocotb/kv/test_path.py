@@ -10,7 +10,8 @@ from m890.hdl.config import preset
 from m890.hdl.kv.items import ItemKind, job_layout, see_layout, segment_layout
 from m890.hdl.kv.path import PORTS, KvPath
 from m890.hdl.kv.tags import FAULT, ROW_NAME
-from m890.testbench.cocotb.ports import ReadServer, Script
+from m890.hdl.pages.guard import owner_layout
+from m890.testbench.cocotb.ports import OwnerServer, ReadServer, Script
 from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
 from m890.testbench.cocotb.streams import Clocked, fields
 from m890.testbench.hdl.kv.bench import Bench as PathBench
@@ -34,6 +35,10 @@ class CocotbBench(PathBench):
         ReadServer(
             clocked, PORTS, self.image, port_bytes=c.port_bytes, address_bits=c.address_bits,
             stall=stalls.get("memory", 0.0), seed=seed(),
+        )  # fmt: skip
+        OwnerServer(
+            clocked, "owner", self.image.owner, owner_layout(c), stall=stalls.get("owner", 0.0),
+            seed=seed(),
         )  # fmt: skip
         clocked.add(Script(self._feed()))
         clocked.add(Script(self._answer(dut)))
@@ -87,7 +92,8 @@ class CocotbBench(PathBench):
 STALLS = {
     "none": {},
     "all": dict.fromkeys(
-        ("item", "k_beat", "v_beat", "scale", "bias_beat", "raw_beat", "memory", "job"), 0.3
+        ("item", "k_beat", "v_beat", "scale", "bias_beat", "raw_beat", "memory", "owner", "job"),
+        0.3,
     ),
     "v_beat": {"v_beat": 0.8},
     "memory": {"memory": 0.7},

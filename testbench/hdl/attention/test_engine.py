@@ -21,8 +21,8 @@ from m890.testbench.hdl.attention.jobs import (
     output_bits,
 )
 from m890.testbench.hdl.kv.bench import fields
+from m890.testbench.hdl.kv.support import Image, owners, run, sink, source
 from m890.testbench.hdl.kv.support import memory as serve
-from m890.testbench.hdl.kv.support import run, sink, source
 
 SETUP_IDLE = {"slot": 0, "row": 0}
 
@@ -114,6 +114,7 @@ class EngineBench:
             self.load,
             self.watch,
             lambda ctx: serve(ctx, self.memory, ports, seed=seed, stall=stall),  # type: ignore
+            lambda ctx: owners(ctx, Image(self.config, 0), dut.owner, seed=seed, stall=stall),
             lambda ctx: self.write(ctx, seed + 1, stall),
             lambda ctx: sink(ctx, dut.done, take, seed + 2, stall),
             until=lambda: len(self.events) == len(self.jobs),

@@ -14,7 +14,7 @@ from m890.hdl.kv.tags import FAULT, ROW_NAME
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format
 from m890.testbench.hdl.kv.reference import Job, Segment, Streams, expect
-from m890.testbench.hdl.kv.support import Image, memory, run, sink, source
+from m890.testbench.hdl.kv.support import Image, memory, owners, run, sink, source
 
 STREAMS = ("item", "k_beat", "v_beat", "scale", "bias_beat", "raw_beat")
 CONFIGS = {
@@ -48,6 +48,7 @@ def make_job(
     count = fixed.pop("segments", None) or chance.randint(1, 4)
     kinds = fixed.pop("kinds", list(SegmentKind))
     numbers = iter(chance.sample(range(config.pages), 40))
+    tenant = chance.randrange(config.tenants)
     segments = []
     for _ in range(count):
         kind = chance.choice(kinds)
@@ -58,6 +59,7 @@ def make_job(
         for entry in range(start // config.page_tokens, (end - 1) // config.page_tokens + 1):
             pages[entry] = next(numbers)
             image.words[table + 4 * entry] = pages[entry]
+            image.hold(pages[entry], tenant)
         segments.append(
             Segment(
                 kind, start, end, chance.randrange(1 << rows), table,
@@ -85,6 +87,7 @@ def make_job(
         stride=size + port * chance.choice([0, chance.randrange(1000)]),
         drafts=[chance.randrange(1 << 32) for _ in range(rows)],
         segments=segments,
+        tenant=tenant,
         **values,
     )
 
@@ -167,6 +170,10 @@ class Bench:
         ports = {name: getattr(self.dut, name) for name in PORTS}
         await memory(ctx, self.image, ports, **options)
 
+    async def answer(self, ctx: Any, **options: Any) -> None:
+        """The page table."""
+        await owners(ctx, self.image, self.dut.owner, **options)
+
     def run(self, seed: int, **stalls: float) -> int:
         """Runs all jobs, with these chances of a stall on `job`, `memory` and the streams."""
 
@@ -179,6 +186,7 @@ class Bench:
             self.dut,
             self.see,
             lambda ctx: self.serve(ctx, **serving),
+            lambda ctx: self.answer(ctx, seed=seed, stall=stalls.get("owner", 0.0)),
             lambda ctx: self.feed(ctx, seed, stalls.get("job", 0.0)),
             *(taking(n, name, taken) for n, (name, taken) in enumerate(self.takers().items())),
             until=self.done,

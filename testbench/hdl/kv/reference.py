@@ -57,9 +57,12 @@ class Job:
     positions: list[int]
     drafts: list[int]
     segments: list[Segment]
+    tenant: int = 0
 
     def payload(self) -> dict[str, int]:
-        names = ("slot", "ident", "format", "tiles", "tags", "base", "stride", "bias", "rows")
+        names = (
+            "slot", "ident", "format", "tiles", "tags", "base", "stride", "bias", "rows", "tenant",
+        )  # fmt: skip
         return {name: int(getattr(self, name)) for name in names}
 
     def sees(self, row: int, token: int, segment_start: int, *, draft: bool) -> bool:
@@ -138,8 +141,9 @@ def _job(config: CoreConfig, image: Image, job: Job, out: Streams) -> None:
             if line in image.errors:
                 error, index = Error.BUS_ERROR, n
                 continue
-            if page >= config.pages:
-                error, index = Error.BAD_PAGE, n
+            error = _reach(config, image, page, job.tenant)
+            if error != Error.OK:
+                index = n
                 continue
             out.item.append(
                 about
@@ -158,6 +162,18 @@ def _job(config: CoreConfig, image: Image, job: Job, out: Streams) -> None:
                     codes = image.codes(at + row * port + 2 * np.arange(lanes), 2)
                     out.bias_beat.append(codes.tolist())
     out.item.append(common | {"kind": ItemKind.END, "error": error, "index": index})
+
+
+def _reach(config: CoreConfig, image: Image, page: int, tenant: int) -> Error:
+    """Why a tenant cannot reach a page."""
+    if page >= config.pages:
+        return Error.BAD_PAGE
+    owner = image.owner(page)
+    if owner["damaged"]:
+        return Error.TABLE_ERROR
+    if not owner["live"]:
+        return Error.BAD_PAGE
+    return Error.OK if owner["tenant"] == tenant or owner["public"] else Error.BAD_TENANT
 
 
 def _chunk(

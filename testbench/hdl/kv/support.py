@@ -95,6 +95,17 @@ class Image:
         self.words: dict[int, int] = {}  # u32 at a byte address
         self.errors: set[int] = set()  # port-aligned addresses that fail
         self.read_beats: list[tuple[str, int]] = []
+        self.owners: dict[int, dict[str, int]] = {}  # of pages, as PageGuards are told
+
+    def hold(self, page: int, tenant: int) -> None:
+        """Makes a page one that the tenant may read: its own, or public if it is another's."""
+        free = {"live": 1, "public": 0, "damaged": 0, "tenant": tenant}
+        owner = self.owners.setdefault(page, free)
+        owner["public"] |= owner["tenant"] != tenant
+
+    def owner(self, page: int) -> dict[str, int]:
+        """Who holds a page; one that nobody has held is tenant 0's."""
+        return self.owners.get(page, {"live": 1, "public": 0, "damaged": 0, "tenant": 0})
 
     def bytes(self, address: np.ndarray) -> np.ndarray:
         """Unwritten bytes at these addresses."""
@@ -117,6 +128,27 @@ class Image:
             if address + at in self.words:
                 raw[at : at + 4] = self.words[address + at].to_bytes(4, "little")
         return int.from_bytes(raw, "little")
+
+
+async def owners(
+    ctx: Any, image: Image, port: Any, *, latency: int = 2, seed: int = 0, stall: float = 0.0
+) -> None:
+    """Answers an OwnerPort as the page table does, and says nothing sensible at other times."""
+    chance = random.Random(seed)
+    now, due, number = 0, 0, None
+    while True:
+        ready = chance.random() >= stall
+        ctx.set(port.request.ready, ready)
+        give = number is not None and due <= now and chance.random() >= stall
+        noise = {"live": 1, "public": 1, "damaged": 0, "tenant": 0}
+        ctx.set(port.valid, give)
+        ctx.set(port.owner, image.owner(number) if give and number is not None else noise)
+        number = None if give else number
+        _, _, valid, asked = await ctx.tick().sample(port.request.valid, port.request.payload)
+        now += 1
+        if valid and ready:
+            assert number is None, "a question before the answer to the last"
+            number, due = asked, now + latency - 1
 
 
 async def memory(

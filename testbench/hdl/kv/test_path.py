@@ -20,11 +20,11 @@ def test_random_jobs(name, stall, seed):
     image = Image(config, seed)
     sizes = [1, 2, 3, 4] if config.lanes == 8 else [1, 2, 3]
     jobs = [make_job(config, image, chance, n, tiles=chance.choice(sizes)) for n in range(5)]
-    stalls = {name: stall for name in (*STREAMS, "memory", "job")}
+    stalls = {name: stall for name in (*STREAMS, "memory", "owner", "job")}
     Bench(config, image, jobs).run(seed, **stalls)
 
 
-@pytest.mark.parametrize("slow", [*STREAMS, "memory", "job"])
+@pytest.mark.parametrize("slow", [*STREAMS, "memory", "owner", "job"])
 def test_one_slow_stream(slow, seed):
     """One stream nearly stands still while the others run as far ahead as they can."""
     config = CONFIGS["tiny"]
@@ -53,6 +53,42 @@ def test_bad_page(what, seed):
     ends = [item for item in bench.expected.item if item["kind"] == ItemKind.END]
     assert [(i["error"], i["index"]) for i in ends] == [(0, 0), (Error.BAD_PAGE, 1), (0, 0)]
     bench.run(seed)
+
+
+@pytest.mark.parametrize(
+    ("owner", "error"),
+    [
+        ({"tenant": 1}, Error.BAD_TENANT),
+        ({"tenant": 1, "public": 1}, Error.OK),
+        ({"live": 0}, Error.BAD_PAGE),
+        ({"live": 0, "tenant": 1, "public": 1}, Error.BAD_PAGE),
+        ({"damaged": 1}, Error.TABLE_ERROR),
+        ({"damaged": 1, "live": 0, "tenant": 1}, Error.TABLE_ERROR),
+    ],
+)
+@pytest.mark.parametrize("stall", [0.0, 0.3])
+def test_an_entry_that_names_a_page_out_of_reach(owner, error, stall, seed):
+    """Nothing of the page is read (`compare` counts every beat); the jobs around are whole."""
+    config = CONFIGS["tiny"]
+    chance = random.Random(seed)
+    image = Image(config, seed)
+    everything = {"causal": False, "window": 0, "kinds": [SegmentKind.KV], "bias": 1}
+    jobs = [make_job(config, image, chance, n, segments=3, **everything) for n in range(3)]
+    for job in jobs:
+        job.tenant = 2
+    for page in image.owners:
+        image.owners[page] |= {"tenant": 2, "public": 0}
+    for segment in jobs[1].segments:
+        segment.row_mask = 1
+    wrong = next(n for n in range(config.pages) if n not in image.owners)
+    image.owners[wrong] = {"live": 1, "public": 0, "damaged": 0, "tenant": 2} | owner
+    bad = jobs[1].segments[1]
+    entry = max(bad.pages)
+    bad.pages[entry] = image.words[bad.table + 4 * entry] = wrong
+    bench = Bench(config, image, jobs)
+    ends = [item for item in bench.expected.item if item["kind"] == ItemKind.END]
+    assert [(i["error"], i["index"]) for i in ends] == [(0, 0), (error, int(error != 0)), (0, 0)]
+    bench.run(seed, memory=stall, owner=stall)
 
 
 def test_bus_error_of_the_table(seed):
@@ -114,6 +150,7 @@ def test_invisible_chunks_cost_a_cycle_each(seed):
     for entry in (0, chunks - 2, chunks - 1):
         page = segment.pages[entry] = chance.randrange(config.pages)
         image.words[segment.table + 4 * entry] = page
+        image.hold(page, job.tenant)
     bench = Bench(config, image, [job])
     seen = [item for item in bench.expected.item if item["kind"] == ItemKind.CHUNK]
     assert [item["base_token"] // config.lanes for item in seen] == [0, chunks - 2, chunks - 1]

@@ -78,6 +78,7 @@ class ArrayBench(Bench):
             self.array,
             self.watch,
             lambda ctx: self.serve(ctx, latency=latency),
+            self.answer,
             lambda ctx: self.feed(ctx, 0, 0.0),
             *(lambda ctx, stream=stream: sink(ctx, stream, nothing) for stream in streams),
             until=lambda: self.beats == len(self.expected.k_beat) + len(self.expected.v_beat),

@@ -12,7 +12,7 @@ from m890.hdl.kv.translate import Translator
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format
 from m890.testbench.hdl.kv.bench import fields
-from m890.testbench.hdl.kv.support import Image, memory, run, sink, source
+from m890.testbench.hdl.kv.support import Image, memory, owners, run, sink, source
 
 
 def translate(
@@ -34,6 +34,7 @@ def translate(
     cycles = run(
         dut,
         lambda ctx: memory(ctx, image, {"t": dut.table}, latency=latency, seed=seed, stall=stall),
+        lambda ctx: owners(ctx, image, dut.owner, seed=seed, stall=stall),
         lambda ctx: source(ctx, dut.i, entries, seed + 1, stall),
         lambda ctx: sink(ctx, dut.o, taken, seed + 2, stall),
         until=lambda: sum(item["kind"] == ItemKind.END for item in got) == ends,
@@ -106,15 +107,23 @@ def test_only_the_job_with_the_error_loses_chunks(seed):
     config = preset("tiny")
     image = Image(config, seed)
     image.words |= {4096 + 4 * n: n for n in range(4)} | {4096 + 8: config.pages}
+    image.words |= {12288: 7}
+    image.owners[7] = {"live": 1, "public": 0, "damaged": 0, "tenant": 1}
     image.errors.add(8192)
     good = [chunk(0, 0, 4096), chunk(0, 8, 4096)]
     raw = {"item": {"kind": ItemKind.RAW, "index": 3}, "source": 64}
     bad = [chunk(1, 16, 4096), chunk(2, 0, 8192), raw, chunk(2, 24, 4096)]
-    got, _ = translate(config, image, [*good, *bad, END, chunk(0, 0, 8192), END, *good, raw, END])
+    foreign = [chunk(0, 0, 4096), chunk(2, 0, 12288), chunk(1, 0, 4096), END]
+    own = [chunk(0, 0, 12288, tenant=1), chunk(4, 0, 4096, tenant=1), END]
+    got, _ = translate(
+        config, image, [*good, *bad, END, chunk(0, 0, 8192), END, *foreign, *own, *good, raw, END]
+    )
     seen = [(item["kind"], item["error"], item["index"]) for item in got]
     chunks = [(ItemKind.CHUNK, 0, 0)] * 2
     assert seen == [
         *chunks, (ItemKind.END, Error.BAD_PAGE, 1),
         (ItemKind.END, Error.BUS_ERROR, 0),
+        (ItemKind.CHUNK, 0, 0), (ItemKind.END, Error.BAD_TENANT, 2),
+        (ItemKind.CHUNK, 0, 0), (ItemKind.END, Error.BAD_TENANT, 4),
         *chunks, (ItemKind.RAW, 0, 3), (ItemKind.END, 0, 0),
     ]  # fmt: skip

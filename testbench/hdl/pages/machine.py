@@ -22,11 +22,13 @@ class PageMachine:
     """A `PageUnit` and a model with equal memories; `bad` names beats that meet a bus error."""
 
     ctx: Any  # of the simulation, while it runs
+    asked = 0  # owners of pages
 
     def __init__(
         self, config: CoreConfig, map: Map, seed: int, *, latency: int = 3, steady: bool = False,
-        bad: Callable[[int], bool] = lambda address: False,
+        bad: Callable[[int], bool] = lambda address: False, ask: bool = False,
     ) -> None:  # fmt: skip
+        """ask: owners of pages are asked for all the time, while commands run."""
         self.config, self.map = config, map
         self.rng = random.Random(seed)
         start = np.random.default_rng(seed).integers(0, 256, map.limit, np.uint8)
@@ -48,6 +50,10 @@ class PageMachine:
                 steady=steady, bad=bad
             ))  # fmt: skip
         self._add(self._planes)
+        self._past = self._owners()  # before the last command
+        self._odd: list[tuple[int, tuple[int, ...]]] = []  # answers of neither state
+        if ask:
+            self._add(self._ask)
         self.corrected = 0  # words read from the unit's memories with one wrong bit
         self._add(self._count)
 
@@ -84,6 +90,38 @@ class PageMachine:
                     "tags": number % 2,
                 }
             ctx.set(unit.plane_entry, entry)
+
+    def _owners(self) -> list[tuple[int, ...]]:
+        """Of every page of the model, what a PageGuard is to be told."""
+        return [(1, p.public, p.tenant) if p else (0,) for p in self.model.pages]
+
+    async def _ask(self, ctx: Any) -> None:
+        """Questions as a PageGuard's, with pauses."""
+        port, chance = self.unit.owner, random.Random(1)
+        number, pause = 0, 10  # the sweep after reset is longer
+        open_, asking = False, False
+        while True:
+            if pause:
+                pause -= 1
+            elif not open_:
+                number, open_, asking = chance.randrange(self.config.pages), True, True
+            ctx.set(port.request.valid, asking)
+            ctx.set(port.request.payload, number if asking else chance.randrange(self.config.pages))
+            _, _, ready, answered, owner = await ctx.tick().sample(
+                port.request.ready, port.valid, port.owner
+            )
+            asking &= not ready
+            assert not answered or open_, "an answer that nobody asked for"
+            if answered:
+                self._answered(number, owner)
+                open_, pause = False, chance.choice((0, 0, 1, 5))
+
+    def _answered(self, number: int, owner: Any) -> None:
+        found = (1, owner.public, owner.tenant) if owner.live else (0,)
+        assert not owner.damaged
+        if found not in (self._past[number], self._owners()[number]):
+            self._odd.append((number, found))  # the command under way has changed it
+        self.asked += 1
 
     async def _count(self, ctx: Any) -> None:
         while True:
@@ -154,7 +192,12 @@ class PageMachine:
         lists = slice(self.map.lists, self.map.planes[0][0])
         self.memory[lists] = self.model.memory[lists].tobytes()
         found = await self.perform(opcode, c)
+        self._past = self._owners()
         wanted = self.model.run(opcode, c)
+        here = self._owners()
+        for number, owner in self._odd:
+            assert owner == here[number], f"page {number} is {owner}, not {here[number]}: {c}"
+        self._odd.clear()
         if opcode == Opcode.APPEND and not wanted.error:
             self.model.committed(c)
         assert found == wanted, (opcode, c, found, wanted)

@@ -21,7 +21,7 @@ def command(opcode, **fields):
 @pytest.mark.parametrize("turn", range(2))
 def test_random_commands_end_as_in_the_model(seed, turn):
     map = memory_map(TINY, 2, tokens=16 * SIZE)
-    machine = PageMachine(TINY, map, seed + turn)
+    machine = PageMachine(TINY, map, seed + turn, ask=True)
     traffic = Traffic(machine.rng, machine.model, map)
     met = Counter()
 
@@ -34,6 +34,7 @@ def test_random_commands_end_as_in_the_model(seed, turn):
 
     machine.run(test)
     assert met[Error.OK] > 40 and len(met) > 4, met
+    assert machine.asked > 400, "owners of pages were asked for all the time"
 
 
 def opened(machine, sequence, tokens, tenant=0):
