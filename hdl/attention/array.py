@@ -13,7 +13,7 @@ from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
 from m890.hdl.kv.items import elements_layout, see_layout
 from m890.hdl.numerics.decode import decode, decode16
 from m890.hdl.numerics.pipeline import bundle
-from m890.hdl.numerics.types import Wide
+from m890.hdl.numerics.types import Element, Wide
 from m890.hdl.numerics.wide import fp32_to_wide
 
 BROADCAST = (
@@ -107,22 +107,16 @@ class RowArray(wiring.Component):
         shared = {name: getattr(self, name) for name in FROM_CONTROL}
         shared |= self._edge(m)
         shared["drain"] = self.drain
-        shared["see"], see_mask = self._see(m)
-        setup_row, query_row, bias_row = self._targets(m)
+        shared["row_mask"] = self.row_mask
+        shared["see"], shared["see_mask"] = self._see(m)
+        shared |= self._targets(m)
 
         rows = self.config.rows
         seen, visible, overflow, underflow = [], [], [], []
         words, sums = [], []
         for r in range(rows):
             row = self._row(m, r, shared)
-            m.d.comb += [
-                row["index"].eq(r),
-                row["setup_here"].eq(setup_row == r),
-                row["query_here"].eq(query_row == r),
-                row["bias_here"].eq(bias_row == r),
-                row["row_mask"].eq(self.row_mask[r]),
-                row["see_mask"].eq(see_mask[r]),
-            ]
+            m.d.comb += row["index"].eq(r)
             seen.append(row["seen"])
             visible.append(row["visible"])
             overflow.append(row["status"][0])
@@ -175,12 +169,12 @@ class RowArray(wiring.Component):
         b = self.row.bundles
         raw = Signal(self.raw.shape())
         form = Signal(4)
-        elements = bundle(b.elements, name="elements")
+        elements = bundle(data.ArrayLayout(Element, self.config.lanes), name="elements")
         m.d.sync += [raw.eq(self.raw), form.eq(self.raw_format)]
         for n in range(self.config.lanes):
             m.d.sync += elements[n].eq(decode(m, raw[n], form))
         late = bundle(b.elements, name="late")
-        m.d.sync += late.eq(elements)
+        m.d.sync += [word.eq(one.as_value()) for word, one in zip(late, elements, strict=True)]
 
         query = bundle(b.query, name="query")
         m.d.sync += query.valid.eq(self.query.valid)
@@ -204,14 +198,13 @@ class RowArray(wiring.Component):
             m.d.sync += [bias.slot.eq(self.bias.slot), bias.data.eq(self.bias.data)]
         return {"elements": late, "query": query, "setup": setup, "bias_write": bias}
 
-    def _targets(self, m: Module) -> tuple[Signal, Signal, Signal]:
+    def _targets(self, m: Module) -> dict[str, Value]:
         """Row numbers of the three kinds of writes, delayed as their data are."""
-        targets = []
+        targets = {}
         for name in ("setup", "query", "bias"):
-            target = Signal(bits(self.config.rows), name=f"{name}_row")
+            targets[f"{name}_row"] = target = Signal(range(self.config.rows), name=f"{name}_row")
             m.d.sync += target.eq(getattr(self, name).row)
-            targets.append(target)
-        return targets[0], targets[1], targets[2]
+        return targets
 
     def _see(self, m: Module) -> tuple[Value, Signal]:
         """What the rows need of the walker's question, and the rows it concerns."""

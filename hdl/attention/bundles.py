@@ -10,6 +10,10 @@ from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
 from m890.hdl.kv.items import COUNT_BITS
 from m890.hdl.numerics.types import Element, Wide
 
+BEAT_BITS = 32
+"""Wires per element from the decoders to the rows. The upper ones are zero and cost nothing in
+silicon; a simulator then takes an element from one word, in every lane of every row."""
+
 
 def bits(values: int) -> int:
     """Width of an index into `values` things."""
@@ -46,8 +50,8 @@ class RowBundles:
              "p_address": bits(config.p_depth)}
         )  # fmt: skip
         """Stage operand: which query tile or p vector becomes the stationary operand."""
-        self.elements = data.ArrayLayout(Element, lanes)
-        """Stage elements: the beat."""
+        self.elements = data.ArrayLayout(BEAT_BITS, lanes)
+        """Stage elements: the beat, each Element at the bottom of its word."""
         self.accumulate_read = layout(
             {"k": 1, "v": 1, "index": lane, "set": 1, "word": bits(words)}
         )

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from amaranth.hdl import Cat, EnableInserter, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.enum import Enum
 from amaranth.lib.wiring import In, Out
@@ -21,6 +21,7 @@ from m890.hdl.numerics.formats import WIDE_EXP_BITS, OutputFormat
 from m890.hdl.numerics.output import INVERSE_BITS, Normalise, Reciprocal, raw_header
 from m890.hdl.numerics.pipeline import bundle, delay
 from m890.hdl.numerics.types import Wide
+from m890.hdl.wake import Gated, sleeps
 
 BEATS = 16
 """Output beats buffered on their way to memory."""
@@ -118,7 +119,7 @@ class Drain(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         c = self.config
         m = Module()
         m.submodules.jobs = jobs = Queue(drain_layout(c), 2, sram=False)
@@ -241,7 +242,10 @@ class Drain(wiring.Component):
         self._normalise(m, job, valid, values, factor, read, header, word, room, invalid)
         self._requests(m, job, start)
         self._acknowledge(m, acks)
-        return m
+        return sleeps(
+            m, self.job.valid, self.o_done, self.l_done, state != DrainState.IDLE, self.started,
+            acks.o.valid,
+        )  # fmt: skip
 
     @property
     def _reciprocal_cycles(self) -> int:
@@ -260,7 +264,7 @@ class Drain(wiring.Component):
         back = self._back
         if back is None:
             return valid, values, ahead
-        m.submodules.rotate_back = EnableInserter(rotated)(back)
+        m.submodules.rotate_back = back
         m.d.comb += [back.valid.eq(valid & rotated), back.row.eq(delay(m, ahead, 1, name="row"))]
         m.d.comb += [back.i[n].eq(value) for n, value in enumerate(values)]
         chosen = [bundle(Wide, name=f"word{n}") for n in range(c.drain_lanes)]
@@ -278,7 +282,7 @@ class Drain(wiring.Component):
             {"y1": INVERSE_BITS, "exp": WIDE_EXP_BITS, "zero": 1, "nan": 1, "l": Wide}
         )
         reciprocal = Reciprocal()
-        m.submodules.reciprocal = EnableInserter(self.busy)(reciprocal)
+        m.submodules.reciprocal = reciprocal
         m.submodules.table = table = Sram(entry, self.config.rows)
         l_wide = bundle(Wide, name="l_wide")
         with m.If(~ended.no_l):
@@ -323,7 +327,7 @@ class Drain(wiring.Component):
         wide = (job.format == OutputFormat.FP32) | (job.format == OutputFormat.RAW)
         for n in range(width):
             unit = Normalise()
-            m.submodules[f"normalise{n}"] = EnableInserter(self.busy)(unit)
+            m.submodules[f"normalise{n}"] = unit
             o = values[n]
             m.d.comb += [
                 unit.value.eq(o),

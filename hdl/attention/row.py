@@ -57,8 +57,9 @@ class Row(wiring.Component):
         V beats.
         V beats: O[feature] += p . V. Numbers as in `docs/numerics.md`.
     Members
-        index : the row's number, constant. The bundles are described in `RowBundles`.
-        row_mask, see_mask : 1 if the row takes part in the segment (stages of `mask` and `see`).
+        index : the row's number, constant, the only thing in which rows differ. The bundles are
+        described in `RowBundles`; setup_row, query_row, bias_row : the row that a write is for.
+        row_mask, see_mask : rows that take part in the segment (stages of `mask` and `see`).
         status : overflow, underflow of a visible score, stage p + 1.
         seen : answer to `see`, one cycle later. visible : stage biased + 1, the token counts.
         o_word : `drain_lanes` accumulators, one cycle after `drain`. l0, l1 : l of slots 0 and 1.
@@ -92,11 +93,9 @@ class Row(wiring.Component):
         super().__init__(
             {
                 "index": In(range(config.rows)),
-                "setup_here": In(1),
-                "query_here": In(1),
-                "bias_here": In(1),
-                "row_mask": In(1),
-                "see_mask": In(1),
+                **{f"{name}_row": In(range(config.rows)) for name in ("setup", "query", "bias")},
+                "row_mask": In(config.rows),
+                "see_mask": In(config.rows),
                 **{name: In(getattr(b, name)) for name in inputs},
                 "status": Out(2),
                 "visible": Out(1),
@@ -122,7 +121,7 @@ class Row(wiring.Component):
         draft = [Signal.like(self.setup.draft, name=f"draft{s}") for s in range(2)]
         sink = [Signal(Wide, name=f"sink{s}") for s in range(2)]
         for s in range(2):
-            with m.If(self.setup.valid & self.setup_here & (self.setup.slot == s)):
+            with m.If(self.setup.valid & (self.setup_row == self.index) & (self.setup.slot == s)):
                 m.d.sync += [
                     position[s].eq(self.setup.position),
                     draft[s].eq(self.setup.draft),
@@ -134,7 +133,7 @@ class Row(wiring.Component):
         """The array's share: stationary operand, dot product, one adder for scores and O."""
         c = self.config
         lanes, sub = c.lanes, c.drain_lanes
-        m.submodules.queries = queries = Sram(self.elements.shape(), 2 * c.max_tiles)
+        m.submodules.queries = queries = Sram(self.query.elements.shape(), 2 * c.max_tiles)
         m.submodules.p_buffer = self._p_buffer = p_buffer = Sram(
             data.ArrayLayout(Operand, lanes), c.p_depth, granularity=1
         )
@@ -142,13 +141,13 @@ class Row(wiring.Component):
         m.submodules.scores = scores = Sram(Wide, lanes)
         m.submodules.add = add = WideAdd()
 
-        stationary = Signal(data.ArrayLayout(Operand, lanes))
+        stationary = [bundle(Operand, name=f"stationary{n}") for n in range(lanes)]
         from_q, from_p = Signal(), Signal()
         q_word, p_word = queries.read_data[0], p_buffer.read_data[0]
         m.d.comb += [
             queries.write_address.eq(self.query.slot * c.max_tiles + self.query.tile),
             queries.write_data.eq(self.query.elements),
-            queries.write_enable.eq(self.query.valid & self.query_here),
+            queries.write_enable.eq(self.query.valid & (self.query_row == self.index)),
             queries.read_address[0].eq(self.operand.q_address),
             queries.read_enable[0].eq(self.operand.q_enable),
             p_buffer.read_address[0].eq(self.operand.p_address),
@@ -164,8 +163,9 @@ class Row(wiring.Component):
                     stationary[n].nan.eq(q_word[n].nan),
                 ]
         with m.Elif(from_p):
-            m.d.sync += stationary.eq(p_word)
-        m.d.comb += [dot.a.eq(stationary), dot.b.eq(self.elements)]
+            m.d.sync += [one.eq(p) for one, p in zip(stationary, p_word, strict=True)]
+        for n, (a, b) in enumerate(zip(stationary, self.elements, strict=True)):
+            m.d.comb += [dot.a[n].eq(a), dot.b[n].as_value().eq(b)]
 
         read, plus, write = self.accumulate_read, self.accumulate_add, self.accumulate_write
         m.d.comb += [
@@ -240,7 +240,7 @@ class Row(wiring.Component):
         m.d.comb += [
             biases.write_address.eq(self.bias_write.slot),
             biases.write_data.eq(self.bias_write.data),
-            biases.write_enable.eq(self.bias_write.valid & self.bias_here),
+            biases.write_enable.eq(self.bias_write.valid & (self.bias_row == self.index)),
             biases.read_address[0].eq(self.bias_read.slot),
             biases.read_enable[0].eq(self.bias_read.enable),
         ]
@@ -274,7 +274,8 @@ class Row(wiring.Component):
         near = ~mask.window | mask.below_sinks | (mask.token_window > here)
         plain = (~mask.causal | (mask.token <= here)) & near
         drafted = mask.draft_in_range & tree.bit_select(mask.draft_index, 1)
-        m.d.sync += allowed.eq(self.row_mask & mask.in_range & Mux(mask.draft, drafted, plain))
+        takes_part = self.row_mask.bit_select(self.index, 1)
+        m.d.sync += allowed.eq(takes_part & mask.in_range & Mux(mask.draft, drafted, plain))
 
         awake = EnableInserter(self.wake.score)
         exp2, scale_p = Exp2(), ScaleP()
@@ -357,4 +358,5 @@ class Row(wiring.Component):
         near = ~see.window | see.below_sinks | (see.t_high_window > here)
         plain = (~see.causal | (see.t_low <= here)) & near
         drafted = (tree & see.draft_bits).any()
-        m.d.sync += self.seen.eq(self.see_mask & Mux(see.draft, drafted, plain))
+        asked = self.see_mask.bit_select(self.index, 1)
+        m.d.sync += self.seen.eq(asked & Mux(see.draft, drafted, plain))

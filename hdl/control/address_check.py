@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import TOKEN_BITS, CoreConfig
 from m890.hdl.memory.burst import beat_bits
+from m890.hdl.wake import Gated, sleeps
 
 COUNT_BITS = TOKEN_BITS
 SIZE_BITS = TOKEN_BITS
@@ -54,7 +55,7 @@ class AddressCheck(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         m = Module()
         product = COUNT_BITS + 32 - self._low
         total = Signal(max(self._address_bits - self._low, product) + 2)
@@ -85,4 +86,4 @@ class AddressCheck(wiring.Component):
                 m.next = "IDLE"
         with m.If(self.busy):
             m.d.sync += total.eq(total + addend)
-        return m
+        return sleeps(m, self.start, self.busy, linger=0)

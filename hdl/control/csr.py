@@ -11,6 +11,7 @@ from m890.hdl.config import CoreConfig
 from m890.hdl.memory.burst import beat_bits
 from m890.hdl.memory.ports import AxiLite
 from m890.hdl.registers import ADDRESS, COUNTERS, IDENT, REGISTERS, VERSION
+from m890.hdl.wake import Gated, sleeps
 
 RING_ALIGN = 128
 RING_LIMIT = 32768
@@ -113,7 +114,7 @@ class Csr(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         m = Module()
         config, address = self._config, self._config.address_bits
         stored = {n: Signal(width, name=n.lower()) for n, width in _STORED.items()}
@@ -157,9 +158,13 @@ class Csr(wiring.Component):
         with m.Elif(forget):
             m.d.sync += failure.eq(0)
         bad_ring = self._check_setup(m, stored)
-        self._writes(m, stored, refuse, acknowledge, forget, bad_ring)
-        self._reads(m, stored, irq_status, failure)
-        return m
+        written = self._writes(m, stored, refuse, acknowledge, forget, bad_ring)
+        read = self._reads(m, stored, irq_status, failure)
+        bus = self.bus
+        return sleeps(
+            m, bus.awvalid, bus.wvalid, bus.arvalid, ~written, ~read, self.completed, self.failed,
+            self.page_corrected, self.page_fatal,
+        )  # fmt: skip
 
     def _check_setup(self, m: Module, stored: dict[str, Signal]) -> Value:
         """Whether the ring cannot be used; valid three cycles after the last change."""
@@ -195,7 +200,8 @@ class Csr(wiring.Component):
         acknowledge: Signal,
         forget: Signal,
         bad_ring: Value,
-    ) -> None:
+    ) -> Value:
+        """The bus' writes; whether none is under way."""
         bus = self.bus
         address, word, strobe = Signal(10), Signal(32), Signal(4)
         have_address, have_word = Signal(), Signal()
@@ -216,7 +222,7 @@ class Csr(wiring.Component):
             over.eq(ahead > stored["RING_SIZE"]),
             self.clear.eq(0),
         ]
-        with m.FSM(name="write"):
+        with m.FSM(name="write") as fsm:
             with m.State("ACCEPT"):
                 m.d.sync += wait.eq(3)
                 with m.If(have_address & have_word):
@@ -280,10 +286,12 @@ class Csr(wiring.Component):
                 with m.If(bus.bready):
                     m.d.sync += [have_address.eq(0), have_word.eq(0)]
                     m.next = "ACCEPT"
+        return fsm.ongoing("ACCEPT")
 
     def _reads(
         self, m: Module, stored: dict[str, Signal], irq_status: Signal, failure: Signal
-    ) -> None:
+    ) -> Value:
+        """The bus' reads; whether none is under way."""
         bus, config = self.bus, self._config
         address, upper, word = Signal(10), Signal(32), Signal(32)
         latched = Signal.like(self.counter)  # counter whose upper word is held
@@ -309,7 +317,7 @@ class Csr(wiring.Component):
         offset = address - first
         counts = (address >= first) & (address < len(REGISTERS))
         m.d.comb += self.counter.eq(offset[1:])
-        with m.FSM(name="read"):
+        with m.FSM(name="read") as fsm:
             with m.State("ACCEPT"):
                 m.d.comb += bus.arready.eq(1)
                 with m.If(bus.arvalid):
@@ -335,3 +343,4 @@ class Csr(wiring.Component):
                 m.d.comb += bus.rvalid.eq(1)
                 with m.If(bus.rready):
                     m.next = "ACCEPT"
+        return fsm.ongoing("ACCEPT")

@@ -5,6 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.control.layouts import APPENDS, ATTENDS, ENTRIES, HASH_BITS
+from m890.hdl.wake import Gated, sleeps
 
 PLANE_BITS = 16
 
@@ -98,13 +99,14 @@ class InFlight(wiring.Component):
             {n: In(s) for n, s in inputs.items()} | {n: Out(s) for n, s in outputs.items()}
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         m = Module()
         used = Signal(ENTRIES)
         append, attend, manage = Signal(ENTRIES), Signal(ENTRIES), Signal(ENTRIES)
         repair = Signal(ENTRIES)
         meets_attend, meets_append, plane_used = [], [], []
         attended, appended, second_used, meets_manage, segment_meets = [], [], [], [], []
+        marks = self.mark_append | self.mark_attend | self.mark_manage
         for n in range(ENTRIES):
             plane = Signal(PLANE_BITS, name=f"plane{n}")
             hashed = Signal(HASH_BITS, name=f"hash{n}")
@@ -114,7 +116,6 @@ class InFlight(wiring.Component):
                 m.d.sync += used[n].eq(1)
             with m.If(self.release & (self.release_ident == n)):
                 m.d.sync += [used[n].eq(0), append[n].eq(0), attend[n].eq(0), manage[n].eq(0)]
-            marks = self.mark_append | self.mark_attend | self.mark_manage
             with m.If(marks & (self.mark_ident == n)):
                 m.d.sync += [
                     append[n].eq(self.mark_append),
@@ -174,4 +175,12 @@ class InFlight(wiring.Component):
         for n in reversed(range(ENTRIES)):
             with m.If(~used[n]):
                 m.d.comb += self.free_ident.eq(n)
-        return m
+        asked = Cat(
+            self.ident, self.plane, self.hash, self.second, self.segment_hash, self.attend_plane,
+            self.attend_mask,
+        )  # fmt: skip
+        before = Signal.like(asked)
+        m.d.sync += before.eq(asked)
+        return sleeps(
+            m, self.take, self.release, marks, self.mask_valid, asked != before
+        )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import EnableInserter, Module, Signal
+from amaranth.hdl import Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,6 +14,7 @@ from m890.hdl.control.table_reader import BANK_BITS, ROW_ENTRY
 from m890.hdl.memory.ports import request_layout
 from m890.hdl.numerics.hadamard import BEAT, RotateBeats
 from m890.hdl.numerics.rotation import query_shift
+from m890.hdl.wake import Gated, sleeps
 
 LOADED = data.StructLayout({"bank": BANK_BITS, "slot": 1})
 """A job whose rows and queries stand in the array."""
@@ -80,12 +81,11 @@ class QueryLoader(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         m = Module()
         job, request = self.job, self.request
         beats = RotateBeats(self._config, query_shift(self._config.lanes))
-        busy = Signal()
-        m.submodules.rotate = EnableInserter(busy)(beats)
+        m.submodules.rotate = beats
         m.d.comb += [
             beats.enable.eq(job.rotate),
             beats.is_fp16.eq(job.query_format),
@@ -129,7 +129,6 @@ class QueryLoader(wiring.Component):
             with m.If(beats.o_error & ~failed):
                 m.d.sync += [failed.eq(1), bad_row.eq(received)]
         with m.FSM(name="queries") as fsm:
-            m.d.comb += busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
                 m.d.comb += self.job_read.eq(1)
                 m.d.sync += [asked.eq(0), written.eq(0), received.eq(0), failed.eq(0)]
@@ -156,4 +155,9 @@ class QueryLoader(wiring.Component):
                     m.d.comb += self.i.ready.eq(1)
                     m.d.sync += slot.eq(~slot)
                     m.next = "IDLE"
-        return m
+        rests = (
+            fsm.ongoing("IDLE") & ~self.i.valid
+            | fsm.ongoing("SLOT") & ~self.slot_free.bit_select(slot, 1)
+            | fsm.ongoing("GIVE") & ~self.i.ready
+        )
+        return sleeps(m, ~rests)

@@ -12,6 +12,7 @@ from m890.hdl.control.layouts import COMMAND
 from m890.hdl.memory.burst import beat_bits
 from m890.hdl.memory.ports import ReadPort
 from m890.hdl.memory.queue import Queue
+from m890.hdl.wake import Gated, sleeps
 
 PREFETCH = 4
 """Commands requested or fetched and not yet taken by dispatch."""
@@ -68,7 +69,7 @@ class RingFetch(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         m = Module()
         config, read = self._config, self.read
         m.submodules.commands = commands = Queue(COMMAND, PREFETCH, sram=True)
@@ -107,7 +108,9 @@ class RingFetch(wiring.Component):
         self._assemble(m, commands, mask)
         with m.If(self.clear):
             m.d.sync += [issued.eq(0), self.head.eq(0)]
-        return m
+        return sleeps(
+            m, ~self.enable, issue, taken, read.request.valid, read.data_valid, self.clear
+        )
 
     def _assemble(self, m: Module, commands: Queue, mask: Signal) -> None:
         """Collects the beats of a command, or picks it out of its beat."""

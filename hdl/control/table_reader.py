@@ -25,6 +25,7 @@ from m890.hdl.memory.ports import request_layout
 from m890.hdl.memory.queue import Queue
 from m890.hdl.memory.sram import Sram
 from m890.hdl.pages.layouts import sequence_layout
+from m890.hdl.wake import Gated, sleeps
 
 FETCHED = 2
 """Jobs whose tables are being read or checked."""
@@ -136,7 +137,7 @@ class TableReader(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         m = Module()
         config = self._config
         depth = table_depth(config)
@@ -188,12 +189,14 @@ class TableReader(wiring.Component):
         self._range(m, check, word, job)
         is_raw = word.kind == SegmentKind.RAW
 
-        with m.FSM(name="tables"):
+        begins = Signal()
+        m.d.comb += begins.eq(jobs.o.valid & arrived.bit_select(half, 1) & ~self.bank_busy)
+        with m.FSM(name="tables") as fsm:
             with m.State("IDLE"):
                 m.d.sync += [index.eq(0), part.eq(0), self.mask.eq(0)]
                 m.d.sync += [result.error.eq(Error.OK), result.index.eq(0)]
                 m.d.sync += beat.eq(table_split(config, job.rows, job.segments)[0])
-                with m.If(jobs.o.valid & arrived.bit_select(half, 1) & ~self.bank_busy):
+                with m.If(begins):
                     m.next = "ROWS"
                     with m.If(failed.bit_select(half, 1)):
                         m.d.sync += result.error.eq(Error.BUS_ERROR)
@@ -289,7 +292,8 @@ class TableReader(wiring.Component):
                 with m.If(self.event.ready):
                     m.d.comb += done.eq(1)
                     m.next = "IDLE"
-        return m
+        rests = fsm.ongoing("IDLE") & ~begins | fsm.ongoing("JOB") & ~self.job.ready
+        return sleeps(m, ~rests, self.i.valid & self.i.ready, self.request.valid, self.data_valid)
 
     def _fetch(self, m: Module, jobs: Queue, tables: Sram, arrived: Signal, failed: Signal) -> None:
         """Requests the tables of each job that arrives; beats go to the halves in turn."""

@@ -21,6 +21,7 @@ from m890.hdl.kv.items import (
 from m890.hdl.kv.regroup import Regroup
 from m890.hdl.memory.ports import ReadPort, request_layout
 from m890.hdl.memory.queue import Queue
+from m890.hdl.wake import Gated, sleeps
 
 LONGEST_PIECE = 32
 """Most port beats of one request."""
@@ -105,7 +106,7 @@ class Fetcher(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         m = Module()
         config, tag = self.config, self._tag
         flight_shape = data.StructLayout({"slot": 1, "first": 1, "header": HEADER_BITS, "tag": tag})
@@ -134,7 +135,7 @@ class Fetcher(wiring.Component):
             flight.i.payload.header.eq(Mux(first, command.header, 0)),
             flight.i.payload.tag.eq(command.tag),
         ]
-        with m.FSM(name="fetch"):
+        with m.FSM(name="fetch") as fsm:
             with m.State("COMMAND"):
                 m.d.comb += commands.o.ready.eq(1)
                 m.d.sync += [command.eq(commands.o.payload), first.eq(1)]
@@ -173,7 +174,10 @@ class Fetcher(wiring.Component):
         with m.If(self.port.data_valid & self.port.error):
             for slot in range(2):
                 m.d.comb += self.bus_error[slot].eq(coming.slot == slot)
-        return m
+        return sleeps(
+            m, self.i.valid, commands.o.valid, ~fsm.ongoing("COMMAND"), reserved.any(),
+            flight.o.valid,
+        )  # fmt: skip
 
     def _buffer(self, m: Module, flight: Queue, split: Value, gone: Signal) -> Value:
         """Where beats wait; whether a further command's chunk would be taken note of."""
@@ -282,8 +286,8 @@ class RawFetcher(wiring.Component):
         ]
         with m.FSM(name="raw"):
             with m.State("ITEM"):
-                m.d.sync += [address.eq(self.i.payload.source), row.eq(0), following.eq(1)]
                 with m.If(self.i.valid):
+                    m.d.sync += [address.eq(self.i.payload.source), row.eq(0), following.eq(1)]
                     m.next = "ROW"
             with m.State("ROW"):
                 m.d.comb += fetcher.i.valid.eq(1)

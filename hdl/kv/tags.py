@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, EnableInserter, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -89,18 +89,21 @@ class TagReader(wiring.Component):
         rooms = []
         for value, (name, depth) in enumerate((("k", CHUNKS), ("v", 2 * CHUNKS))):
             queue = Queue(elements_layout(self._config), depth, sram=True)
-            m.submodules[name] = queue
+            m.submodules[name] = EnableInserter(come | queue.level.any())(queue)
             out = getattr(self, name)
             wiring.connect(m, queue.o, wiring.flipped(out))
             rows = [self._rewound(size, value) for size in sizes]
             new = Signal(max(map(len, rows)), name=f"{name}_new")
             # The tokens so far, shifted down as more come.
             kept = Signal(TAG_BITS * self._config.lanes, name=f"{name}_kept")
-            for size, row in zip(sizes, rows, strict=True):
-                with m.If(tagged & (beat.beats == size)):
-                    m.d.sync += new.eq(row)
-                with m.If(here & (half == size)):
-                    m.d.sync += kept.eq(Cat(kept[len(row) :], new[: len(row)]))
+            with m.If(tagged):  # nothing toggles where there are no tags
+                for size, row in zip(sizes, rows, strict=True):
+                    with m.If(beat.beats == size):
+                        m.d.sync += new.eq(row)
+            with m.If(here):
+                for size, row in zip(sizes, rows, strict=True):
+                    with m.If(half == size):
+                        m.d.sync += kept.eq(Cat(kept[len(row) :], new[: len(row)]))
             reserved = Signal(range(depth + 1), name=f"{name}_reserved")
             taken = out.valid & out.ready
             m.d.sync += reserved.eq(reserved + self.reserve - taken - unused)
@@ -114,6 +117,77 @@ class TagReader(wiring.Component):
         size = 8 * half
         starts = range(value * size, self._config.port_bits, 2 * size)
         return Cat(rewind(self.beat.data[start : start + size]) for start in starts)
+
+
+def about_layout(config: CoreConfig) -> data.StructLayout:
+    """What a tile's remainder is compared with, and whose row it is."""
+    return data.StructLayout(
+        {
+            "first": 1, "last": 1, "lane": config.lanes.bit_length() - 1, "packed": 2,
+            "wanted": TAG_BITS, "ident": FAULT["ident"].shape, "name": ROW_NAME,
+        }
+    )  # fmt: skip
+
+
+class RowCheck(wiring.Component):
+    """Compares rows' remainders with those they must have.
+
+    Function
+        Remainder after remainder, one per lane; a row's last tile tells.
+    Members
+        valid, about, codes : In. A tile, and its row; about_layout. fault : Out(FAULT).
+    Latency
+        `latency` cycles.
+    Throughput
+        One tile per cycle.
+    Storage
+        `lanes` remainders.
+    """
+
+    valid: Signal
+    about: Any
+    codes: Signal
+    fault: Any
+    latency = 2 + Crc.latency
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "valid": In(1),
+                "about": In(about_layout(config)),
+                "codes": In(config.port_bits),
+                "fault": Out(FAULT),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        m.submodules.crc = crc = Crc(config.port_bits)
+        message = Signal(config.port_bits)
+        with m.If(self.valid):
+            m.d.sync += message.eq(self.codes)
+        m.d.comb += crc.message.eq(message)
+        early = delay(m, self.about, Crc.latency, name="about")
+        now = delay(m, early, 1, name="now")
+        valid = delay(m, self.valid, 1 + Crc.latency, name="valid", reset=True)
+        m.submodules.rows = rows = Sram(TAG_BITS, config.lanes)
+        after = Signal(TAG_BITS)
+        m.d.comb += [
+            rows.read_address[0].eq(early.lane),
+            rows.read_enable[0].eq(1),
+            rows.write_address.eq(now.lane),
+            rows.write_data.eq(after),
+            rows.write_enable.eq(valid),
+            after.eq(next_remainder(config, now.packed, now.first, rows.read_data[0], crc.o)),
+        ]
+        m.d.sync += [
+            self.fault.valid.eq(valid & now.last & (after != now.wanted)),
+            self.fault.ident.eq(now.ident),
+            self.fault.name.eq(now.name),
+        ]
+        return m
 
 
 class TagCheck(wiring.Component):
@@ -133,7 +207,7 @@ class TagCheck(wiring.Component):
         A beat of a chunk with tags waits for `expected`; K's header comes before K, and V's first p
         is later still, so the array never waits for this. i.ready depends on i.payload and o.ready.
     Storage
-        AHEAD chunks; `lanes` remainders.
+        AHEAD chunks, and RowCheck's.
     """
 
     i: stream.Interface
@@ -141,7 +215,7 @@ class TagCheck(wiring.Component):
     chunk: stream.Interface
     expected: stream.Interface
     fault: Any
-    latency = 2 + Crc.latency
+    latency = RowCheck.latency
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
@@ -160,7 +234,8 @@ class TagCheck(wiring.Component):
         m = Module()
         config, beat = self._config, self.i.payload
         lane_bits = config.lanes.bit_length() - 1
-        m.submodules.chunks = chunks = Queue(CHECK, AHEAD)
+        chunks = Queue(CHECK, AHEAD)
+        m.submodules.chunks = EnableInserter(self.chunk.valid | chunks.level.any())(chunks)
         wiring.connect(m, wiring.flipped(self.chunk), chunks.i)
         chunk = chunks.o.payload
         lane, tile = Signal(lane_bits), Signal(COUNT_BITS)
@@ -180,16 +255,7 @@ class TagCheck(wiring.Component):
             with m.If(lane.all()):
                 m.d.sync += tile.eq(Mux(last, 0, tile + 1))
 
-        # What the remainder is compared with, and whose row it is.
-        about = bundle(
-            data.StructLayout(
-                {
-                    "first": 1, "last": 1, "lane": lane_bits, "packed": 2, "wanted": TAG_BITS,
-                    "ident": FAULT["ident"].shape, "name": ROW_NAME,
-                }
-            ),
-            name="about",
-        )  # fmt: skip
+        about = bundle(about_layout(config), name="about")
         token = Cat(lane, chunk.base_token[lane_bits:])
         seen = (token >= chunk.start) & (token < chunk.end)
         m.d.comb += [
@@ -198,29 +264,15 @@ class TagCheck(wiring.Component):
             about.ident.eq(chunk.ident), about.name.sequence.eq(chunk.sequence),
             about.name.token.eq(token),
         ]  # fmt: skip
-        m.submodules.crc = crc = Crc(config.port_bits)
-        message = Signal(config.port_bits)
-        with m.If(checked):  # nothing toggles where there are no tags
-            m.d.sync += message.eq(self._codes(m, beat))
-        m.d.comb += crc.message.eq(message)
-        early = delay(m, about, Crc.latency, name="about")
-        now = delay(m, early, 1, name="now")
-        valid = delay(m, checked, 1 + Crc.latency, name="checked", reset=True)
-        m.submodules.rows = rows = Sram(TAG_BITS, config.lanes)
-        after = Signal(TAG_BITS)
+        rows = RowCheck(config)
+        waking = [checked]  # until the fault has been told
+        for n in range(self.latency):
+            waking.append(delay(m, waking[-1], 1, name=f"wake{n}", reset=True))
+        m.submodules.rows = EnableInserter(Cat(waking).any())(rows)
         m.d.comb += [
-            rows.read_address[0].eq(early.lane),
-            rows.read_enable[0].eq(1),
-            rows.write_address.eq(now.lane),
-            rows.write_data.eq(after),
-            rows.write_enable.eq(valid),
-            after.eq(next_remainder(config, now.packed, now.first, rows.read_data[0], crc.o)),
-        ]
-        m.d.sync += [
-            self.fault.valid.eq(valid & now.last & (after != now.wanted)),
-            self.fault.ident.eq(now.ident),
-            self.fault.name.eq(now.name),
-        ]
+            rows.valid.eq(checked), rows.about.eq(about), rows.codes.eq(self._codes(m, beat)),
+            self.fault.eq(rows.fault),
+        ]  # fmt: skip
         return m
 
     def _codes(self, m: Module, beat: data.View) -> Value:

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from m890.hdl.config import CoreConfig
 from m890.hdl.memory.ports import BEATS_BITS, Axi4, request_layout
+from m890.hdl.wake import Gated, sleeps
 
 BOUNDARY = 4096
 """No AXI burst crosses a multiple of this many bytes."""
@@ -76,7 +77,7 @@ class Splitter(wiring.Component):
         )
         self._address_bits = config.address_bits
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         m = Module()
         low, page = self._low, self._page
         offset = Signal(page - low)  # beat within 4 KiB
@@ -99,7 +100,7 @@ class Splitter(wiring.Component):
                 upper.eq(self.i.payload.address[page:]),
                 beats.eq(self.i.payload.beats),
             ]
-        return m
+        return sleeps(m, self.i.valid, self.o.valid, linger=0)
 
 
 def lowest(bits: Value) -> Value:

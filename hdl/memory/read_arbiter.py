@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Signal, Value
+from amaranth.hdl import Cat, Const, EnableInserter, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -89,7 +89,9 @@ class ReadArbiter(wiring.Component):
         m.d.sync += word.eq(axi.rdata)
         for n, port in enumerate(ports):
             m.submodules[f"splitter{n}"] = splitter = Splitter(self._config)
-            m.submodules[f"final{n}"] = final = Queue(1, self._outstanding, sram=False)
+            final = Queue(1, self._outstanding, sram=False)
+            stirs = final.i.valid | final.o.ready
+            m.submodules[f"final{n}"] = EnableInserter(stirs)(final)
             wiring.connect(m, wiring.flipped(port.request), splitter.i)
             burst = splitter.o
             mine = axi.rvalid & (axi.rid == n)

@@ -19,6 +19,7 @@ from m890.hdl.memory.burst import (
 )
 from m890.hdl.memory.ports import WritePort
 from m890.hdl.memory.queue import Queue
+from m890.hdl.wake import Gated, sleeps
 
 ORDER_DEPTH = 4
 """Bursts whose address is out and whose beats are still to come."""
@@ -75,7 +76,7 @@ class WriteArbiter(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         m = Module()
         config, axi = self._config, self.axi
         ports = self.port
@@ -147,7 +148,10 @@ class WriteArbiter(wiring.Component):
         with m.If(sent):
             m.d.sync += number.eq(Mux(w.i.payload.last, 0, number + 1))
         self._count_bytes(m, Mux(sent, w.i.payload.strobe, 0))
-        return m
+        return sleeps(
+            m, *(p.request.valid for p in ports), picker.request, order.o.valid, aw.o.valid,
+            w.o.valid, axi.bvalid,
+        )  # fmt: skip
 
     def _count_bytes(self, m: Module, strobe: Value) -> None:
         held = Signal(self._config.port_bytes)

@@ -23,6 +23,7 @@ from m890.hdl.pages.prepare import Prepare, prepare_layout, prepared_layout
 from m890.hdl.pages.rules import PageRules
 from m890.hdl.pages.store import PageStore
 from m890.hdl.pages.walker import PageWalker
+from m890.hdl.wake import Gated, sleeps
 
 MANAGED = (
     Opcode.CREATE, Opcode.FORK, Opcode.TRIM, Opcode.RELEASE, Opcode.PIN, Opcode.UNPIN,
@@ -139,7 +140,7 @@ class PageManager(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Gated:
         m = Module()
         config = self._config
         m.submodules.store = store = PageStore(config)
@@ -307,7 +308,14 @@ class PageManager(wiring.Component):
                 | prepare.looked & sequences.fatal[0]
             ),
         ]
-        return m
+        looks = Cat(*self.sequence_address)
+        before = Signal.like(looks)
+        m.d.sync += before.eq(looks)
+        return sleeps(
+            m, ~self.idle, ~self.ready, self.commit, self.forget, looks != before,
+            ~store.idle, ~mover.idle, walker.busy, copier.busy,
+            flow.entries.any(), flow.entry_asked, flow.entry_given,
+        )  # fmt: skip
 
     def _tables(
         self, m: Module, sequences: SecdedSram, lengths: SecdedSram, flow: Flow, do: Commands,

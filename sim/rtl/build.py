@@ -21,7 +21,7 @@ from pathlib import Path
 
 from m890.hdl.verilog import VerilogDesign
 from m890.sim import toolchain
-from m890.sim.rtl import gather
+from m890.sim.rtl import flatten, gather
 from m890.sim.rtl.blocks import alone, cut, wrapper
 
 HARNESS = Path(__file__).resolve().parent / "harness"
@@ -33,7 +33,8 @@ OPTIMISE = "-O2"
 VERILATE = (
     "--cc", "--no-timing", "-O3",
     "--x-assign", "fast", "--x-initial", "unique",
-    "--output-split", "5000", "-Wno-fatal", "-Wno-lint", "-Wno-style",
+    "--output-split", "1000000", "--output-split-cfuncs", "5000",
+    "-Wno-fatal", "-Wno-lint", "-Wno-style",
 )  # fmt: skip
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 RUNTIME_TRACE = ("verilated_fst_c.cpp",)
@@ -92,7 +93,7 @@ def build(
     # What lies inside comes first: its wrapper becomes part of what lies around it.
     apart = [*(rows if hierarchical else ()), *cores]
     blocks = {name: wrapper(design.text, name) for name in apart}
-    sources = (Path(gather.__file__), *sorted(HARNESS.iterdir()))
+    sources = (*map(Path, (flatten.__file__, gather.__file__)), *sorted(HARNESS.iterdir()))
     parts = [design.text, *(p.read_text() for p in sources), _ports(design), repr(options)]
     key = _hash(*parts, compiler.identity, *(text for pair in blocks.values() for text in pair))
     cache = cache or toolchain.cache_folder()

@@ -1,41 +1,84 @@
 """Prepares Verilog for the native simulator: logic moves to where it is needed.
 
-What only the registers of one condition read is computed inside their process, so that the
-simulator passes over it while the condition is false: pipelines that stand still cost nothing. The
-results are the same; signals that moved are not up to date in between, so libraries that record
-waves are built without this.
+Modules are written out in each other (`m890.sim.rtl.flatten`), registers under the same condition
+share a process, and what only the registers of one condition read is computed inside their process,
+so that the simulator passes over all of it while the condition is false: pipelines that stand still
+cost nothing. The results are the same; signals that moved are not up to date in between, so
+libraries that record waves are built without this.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from m890.hdl.verilog import VerilogDesign
+from m890.sim.rtl.flatten import AT_START, MODULE, flatten, renamed, statements
 
-_MODULE = re.compile(
-    r"^module (?P<name>\w+)\((?P<ports>.*?)\n\);\n(?P<body>.*?)^endmodule$", re.M | re.S
-)
-_ASSIGN = re.compile(r"  assign (\w+|\\\S+ ) ?= (.*);", re.S)
-_LOGIC = re.compile(r"  always @\* begin\n    if \(_at_start\) ;\n(.*)\n  end", re.S)
+_ASSIGN = re.compile(r"  assign (\w[\w$]*|\\\S+ ) ?= (.*);", re.S)
+_PARTS = re.compile(r"  assign (\{[^=]*\}|(?:\w[\w$]*|\\\S+ )\[[^\]=]*\]) = (.*);", re.S)
+_LOGIC = re.compile(rf"  always @\* begin\n    if \({AT_START}\) ;\n(.*)\n  end", re.S)
 _CLOCKED = re.compile(
-    r"(  always @\(posedge clk\) begin\n(?:    if \(rst\) begin\n(?:      .*\n)*    end else |    )"
-    r"if \((.*)\) begin\n)((?:      .*\n)*    end\n  end)"
+    r"  always @\(posedge clk\) begin\n"
+    r"(?:    if \(rst\) begin\n(?P<reset>(?:      .*\n)*)    end else |    )"
+    r"if \((?P<condition>.*)\) begin\n(?P<body>(?:      .*\n)*)    end\n  end"
 )
-_TARGET = re.compile(r"^ *(\w+|\\\S+ )(?:\[[^\]=]*\])? ?= |^ *(\{[^=]*\}) = ", re.M)
-_WIRE = re.compile(r"^  wire ((?:signed )?(?:\[\d+:\d+\] )?)(\w+|\\\S+ );$")
+_UNCONDITIONAL = re.compile(r"  always @\(posedge clk\) begin\n((?:    .*\n)*)  end")
+_PART = re.compile(
+    r"    if \((?P<condition>.*)\)"
+    r"(?: begin\n(?P<body>(?:      .*\n)*)    end\n|\n(?P<one>      .*;\n))"
+    r"|(?P<other>    (?! ).*\n(?:     .*\n|    end.*\n)*)"
+)
+_TARGET = re.compile(r"^ *(\w[\w$]*|\\\S+ )(?:\[[^\]=]*\])? ?= |^ *(\{[^=]*\}) = ", re.M)
+_STORE = re.compile(r"^ *(\w[\w$]*|\\\S+ )(?:\[[^<]*\])* <= |^ *(\{[^=]*\}) <= ", re.M)
+_WIRE = re.compile(
+    r"((?: *\(\*.*\*\)\n)*)  wire ((?:signed )?(?:\[\d+:\d+\] )?)(\w[\w$]*|\\\S+ );"
+)
 _DECLARATION = re.compile(r" *(?:\(\*.*\*\)\s*)*(?:wire|reg) [^=\n]*(?:= [^;\n]*)?;$")
 _NOISE = re.compile(r"\d*'s?[bdh][0-9a-fA-Fxz?_]+|\(\*.*?\*\)|//[^\n]*")
-_NAME = re.compile(r"\\\S+|[A-Za-z_]\w*")
-_OPENING = re.compile(r"\b(?:begin|casez|case)\b|\(")
-_CLOSING = re.compile(r"\b(?:end|endcase)\b|\)")
+_NAME = re.compile(r"\\\S+|[A-Za-z_][\w$]*")
+_WORDS = frozenset(
+    "begin case casez default else end endcase full_case if signed unsigned".split()
+)
+MOST_CONDITIONS = 4
+LEAST_SIGNALS = 6
 
 
 @dataclass
 class _Logic:
-    """A signal's combinational statement, and the names that it reads."""
+    """A signal's combinational statements, and the names that they read."""
 
-    statement: str  # as it stands in the module
-    inside: str  # as it stands in a process
-    reads: set[str]
+    outside: list[str] = field(default_factory=list)  # as they stand in the module
+    inside: list[str] = field(default_factory=list)  # as they stand in a process
+    reads: set[str] = field(default_factory=set)
+
+    def add(self, outside: str, inside: str, reads: set[str]) -> None:
+        self.outside.append(outside)
+        self.inside.append(inside)
+        self.reads |= reads
+
+
+@dataclass
+class _Process:
+    """All registers under one condition."""
+
+    plain: list[str] = field(default_factory=list)
+    with_reset: list[str] = field(default_factory=list)
+    resets: list[str] = field(default_factory=list)
+
+    def reads(self) -> set[str]:
+        return _names("".join([*self.plain, *self.with_reset, *self.resets]))
+
+    def written(self, condition: str, logic: Iterable[str]) -> str:
+        """The process, with what it alone needs at its start."""
+        body = "".join([*(f"{line}\n" for line in logic), *self.plain])
+        resets = "".join(self.resets)
+        start = f"  always @(posedge clk) begin\n    if ({condition}) begin\n{body}"
+        if not resets:
+            return f"{start}    end\n  end"
+        reset = f"if (rst) begin\n{resets}"
+        kept = "".join(self.with_reset)
+        start += f"      {reset}      end else begin\n{kept}      end\n"
+        return f"{start}    end else {reset}    end\n  end"
 
 
 def prepare(design: VerilogDesign, *, everything_shows: bool) -> str:
@@ -44,37 +87,53 @@ def prepare(design: VerilogDesign, *, everything_shows: bool) -> str:
     External modules, which are instantiated many times, are compiled once each: half the time to
     build. `everything_shows` leaves all signals up to date in every cycle, for waves.
     """
-    text = design.text if everything_shows else gather(design.text)
-    for module in (m.name for m in design.modules.values() if m.external):
-        start = re.compile(rf"^(module {module}\(.*?^\);)$", re.M | re.S)
-        text = start.sub(r"\1 /*verilator no_inline_module*/", text, count=1)
+    alone = [m.name for m in design.modules.values() if m.external]
+    text = design.text
+    if not everything_shows:
+        text = gather(flatten(text, design.name, alone))
+    for name in alone:
+        whole = text
+
+        def shared(module: re.Match[str], name: str = name, whole: str = whole) -> str:
+            return _shared(module, whole) if module["name"] == name else module[0]
+
+        text = MODULE.sub(shared, text)
     return text
+
+
+def _shared(module: re.Match[str], text: str) -> str:
+    """A module whose instances all run the same code: their constant inputs are registers in it.
+
+    Verilator would write a constant into each instance's code otherwise, and a program that holds
+    the code of every row does not fit the processor's cache.
+    """
+    ports, body = module["ports"], module["body"]
+    for port in re.finditer(r"^  input wire (\[\d+:0\] )?(\w+)", ports, re.M):
+        width, name = port[1] or "", port[2]
+        instances = _instances(module["name"], text)
+        connections = re.findall(rf"^    \.{name}\((.*)\),?$", instances, re.M)
+        if not connections or not all(re.fullmatch(r"\d+'h[0-9a-f]+", c) for c in connections):
+            continue
+        kept = f"{name}$kept"
+        body = renamed(body, lambda word, n=name, k=kept: k if word == n else word)
+        body = (
+            f"  reg {width}{kept} /*verilator public_flat_rw*/;\n  initial {kept} = {name};\n{body}"
+        )
+    head = f"module {module['name']}({ports}\n); /*verilator no_inline_module*/"
+    return f"{head}\n{body}endmodule"
+
+
+def _instances(module: str, text: str) -> str:
+    return "".join(re.findall(rf"^  {module} [^;]*;$", text, re.M))
 
 
 def gather(text: str) -> str:
     """Verilog with every module's logic moved as far as it can be."""
-    return _MODULE.sub(_gathered, text)
+    return MODULE.sub(_gathered, text)
 
 
 def _names(text: str) -> set[str]:
     return set(_NAME.findall(_NOISE.sub(" ", text)))
-
-
-def _statements(body: str) -> list[str]:
-    """The module's statements at its outermost level."""
-    out: list[str] = []
-    current: list[str] = []
-    depth = 0
-    for line in body.split("\n"):
-        if not line.strip():
-            continue
-        current.append(line)
-        bare = _NOISE.sub(" ", line)
-        depth += len(_OPENING.findall(bare)) - len(_CLOSING.findall(bare))
-        if depth == 0 and re.search(r"(;|\bend) *$", bare):
-            out.append("\n".join(current))
-            current = []
-    return [*out, *(["\n".join(current)] if current else [])]
 
 
 def _targets(process: str) -> set[str]:
@@ -84,75 +143,206 @@ def _targets(process: str) -> set[str]:
 
 def _gathered(module: re.Match[str]) -> str:
     logic: dict[str, _Logic] = {}
-    processes: list[re.Match[str]] = []
+    processes: dict[str, _Process] = {}
     declarations: list[str] = []
     rest: list[str] = []
-    for statement in _statements(module["body"]):
-        if match := _ASSIGN.fullmatch(statement):
-            name = match[1].strip()
-            logic[name] = _Logic(statement, f"      {statement[9:]}", _names(match[2]))
+    several: set[str] = set()  # signals of processes that assign more than one
+    for statement in statements(module["body"]):
+        if match := _ASSIGN.fullmatch(statement) or _PARTS.fullmatch(statement):
+            targets = _names(match[1])
+            inside, reads = f"      {statement[9:]}", _names(match[2])
+        elif match := _LOGIC.fullmatch(statement):
+            targets = _targets(match[1])
+            inside = "\n".join(f"  {line}" for line in match[1].split("\n"))
+            reads = _names(match[1]) - targets
         elif match := _CLOCKED.fullmatch(statement):
-            processes.append(match)
-        elif (match := _LOGIC.fullmatch(statement)) and len(targets := _targets(match[1])) == 1:
-            name = targets.pop()
-            lines = "\n".join(f"  {line}" for line in match[1].split("\n"))
-            if name in logic:  # another part of it has a process of its own: both stay
-                rest += [logic.pop(name).statement, statement]
-            else:
-                logic[name] = _Logic(statement, lines, _names(match[1]) - {name})
-        elif _DECLARATION.match(statement):
-            declarations.append(statement)
+            process = processes.setdefault(match["condition"], _Process())
+            process.resets += [match["reset"]] if match["reset"] else []
+            (process.with_reset if match["reset"] else process.plain).append(match["body"])
+            continue
+        elif match := _UNCONDITIONAL.fullmatch(statement):
+            for condition, body in _parts(match[1]):
+                if condition:
+                    processes.setdefault(condition, _Process()).plain.append(body)
+                else:
+                    rest.append(f"  always @(posedge clk) begin\n{body}  end")
+            continue
+        else:
+            (declarations if _DECLARATION.match(statement) else rest).append(statement)
+            continue
+        if len(targets) == 1:
+            logic.setdefault(targets.pop(), _Logic()).add(statement, inside, reads)
         else:
             rest.append(statement)
-    if not processes:
-        return module[0]
-    moved: set[str] = set()
-    written = []
-    reads = [_names(p[3]) for p in processes]
-    fixed = (module["ports"], *(p[1] for p in processes), *rest)
-    outside = set().union(*(_names(part) for part in fixed))
-    for n, process in enumerate(processes):
-        mine = reads[n]
-        others = outside.union(*(r for i, r in enumerate(reads) if i != n))
-        order = _only_for(mine, others, {n: x for n, x in logic.items() if n not in moved})
-        moved |= set(order)
-        reads[n] = mine.union(*(logic[name].reads for name in order))
-        written.append(process[1] + "".join(logic[n].inside + "\n" for n in order) + process[3])
-    body = [*(_declared(s, moved) for s in declarations), *rest]
-    body += [x.statement for n, x in logic.items() if n not in moved]
-    lines = "\n".join([*body, *written])
-    return f"module {module['name']}({module['ports']}\n);\n{lines}\nendmodule"
+            several |= targets
+    for name in sorted(several & logic.keys()):
+        rest += logic.pop(name).outside
+    ports = _names(module["ports"])
+    uses = {condition: process.reads() for condition, process in processes.items()}
+    outside = ports | _names("\n".join(rest)) | _names(" ".join(processes))
+    owners = _owners({n: x.reads for n, x in logic.items()}, uses, outside)
+    moved: dict[str, list[str]] = {condition: [] for condition in processes}
+    for name in _sources_first({name: logic[name].reads for name in owners}):
+        moved[owners[name]].append(name)
+    free = {n: x for n, x in logic.items() if n not in owners and n not in ports}
+    guards = _guards(free, processes)
+    inside = owners.keys() | {name for names in guards.values() for name in names}
+    body = [*(_declared(s, inside) for s in declarations), *rest]
+    body += [s for name, one in logic.items() if name not in inside for s in one.outside]
+    for number, (conditions, names) in enumerate(guards.items()):
+        body += _guarded(f"stirred_{number}", conditions, names, logic)
+    for condition, process in processes.items():
+        lines = [line for name in moved[condition] for line in logic[name].inside]
+        body.append(process.written(condition, lines))
+    return f"module {module['name']}({module['ports']}\n);\n" + "\n".join(body) + "\nendmodule"
 
 
-def _only_for(mine: set[str], others: set[str], logic: dict[str, _Logic]) -> list[str]:
-    """The signals that only the process reads, itself or through each other, sources first."""
-    readers: dict[str, list[str]] = {}
-    for name, one in logic.items():
-        for source in one.reads:
-            readers.setdefault(source, []).append(name)
-    free = {name for name in logic if name not in others}
-    pending = list(free)
-    while pending:
-        name = pending.pop()
-        if name in free and any(r not in free for r in readers.get(name, ())):
-            free.discard(name)
-            pending += [s for s in logic[name].reads if s in free]
+def _parts(body: str) -> list[tuple[str, str]]:
+    """The statements of a process without reset, with their conditions, if each stands alone."""
+    parts = list(_PART.finditer(body))
+    stored = [set().union(*map(_names, filter(None, sum(_STORE.findall(p[0]), ())))) for p in parts]
+    apart = sum(map(len, stored)) == len(set().union(*stored))
+    if not apart or "".join(p[0] for p in parts) != body:
+        return [("", body)]
+    return [(p["condition"] or "", p["body"] or p["one"] or p["other"]) for p in parts]
+
+
+def _owners(
+    logic: Mapping[str, set[str]],
+    uses: Mapping[str, set[str]],
+    outside: set[str],
+) -> dict[str, str]:
+    """The only user of a signal, itself or through other signals.
+
+    `logic` has what signals read, `uses` what users do; `outside` is read otherwise, too.
+    """
+    owner: dict[str, str] = {}
+    shared = outside | _in_loops(logic)
+    pending = [name for name in shared if name in logic]
+    owned: dict[str, str] = {}
+
+    def read(name: str, by: str | None) -> None:
+        if name not in logic or name in shared:
+            return
+        if by is not None and owner.setdefault(name, by) == by:
+            owned[name] = by
+            return
+        shared.add(name)
+        owner.pop(name, None)
+        pending.append(name)
+
+    for user, names in uses.items():
+        for name in names:
+            read(name, user)
+    while pending or owned:
+        if pending:
+            for source in logic[pending.pop()]:
+                read(source, None)
+            continue
+        name, by = owned.popitem()
+        if owner.get(name) == by:
+            for source in logic[name]:
+                if owner.get(source) != by:
+                    read(source, by)
+    return owner
+
+
+def _in_loops(graph: Mapping[str, set[str]]) -> set[str]:
+    """Signals that depend on themselves, if by other bits: no order of statements computes them."""
+    found: set[str] = set()
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    on_stack: set[str] = set()
+    for root in graph:
+        if root in number:
+            continue
+        work = [(root, iter(graph[root]))]
+        number[root] = low[root] = len(number)
+        stack.append(root)
+        on_stack.add(root)
+        while work:
+            name, sources = work[-1]
+            for source in sources:
+                if source not in graph:
+                    continue
+                if source not in number:
+                    number[source] = low[source] = len(number)
+                    stack.append(source)
+                    on_stack.add(source)
+                    work.append((source, iter(graph[source])))
+                    break
+                if source in on_stack:
+                    low[name] = min(low[name], number[source])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[name])
+                if low[name] == number[name]:
+                    group = []
+                    while True:
+                        group.append(stack.pop())
+                        on_stack.discard(group[-1])
+                        if group[-1] == name:
+                            break
+                    if len(group) > 1 or name in graph[name]:
+                        found.update(group)
+    return found
+
+
+def _sources_first(graph: dict[str, set[str]]) -> list[str]:
+    """The signals in an order in which each comes after those that it reads."""
     order: dict[str, None] = {}
-
-    def visit(name: str) -> None:
-        if name in free and name not in order:
-            for source in sorted(logic[name].reads):
-                visit(source)
-            order[name] = None
-
-    for name in sorted(mine):
-        visit(name)
+    for root in sorted(graph):
+        work = [(root, iter(sorted(graph[root])))] if root not in order else []
+        while work:
+            name, sources = work[-1]
+            for source in sources:
+                if source in graph and source not in order:
+                    work.append((source, iter(sorted(graph[source]))))
+                    break
+            else:
+                order[work.pop()[0]] = None
     return list(order)
 
 
-def _declared(statement: str, moved: set[str]) -> str:
+def _guards(
+    logic: dict[str, _Logic], processes: dict[str, _Process]
+) -> dict[frozenset[str], list[str]]:
+    """Signals that depend on registers of a few conditions only, by these conditions."""
+    found: dict[str, frozenset[str] | None] = {}
+    for condition, process in processes.items():
+        for single, parts in _STORE.findall("".join([*process.plain, *process.with_reset])):
+            for name in _names(single or parts):
+                found[name] = (found.get(name) or frozenset()) | {condition}
+    loops = _in_loops({name: one.reads for name, one in logic.items()})
+    groups: dict[frozenset[str], list[str]] = {}
+    for name in _sources_first({n: x.reads for n, x in logic.items() if n not in loops}):
+        sources = [found.get(s) for s in logic[name].reads - _WORDS]
+        known = [s for s in sources if s is not None]
+        union = frozenset().union(*known)
+        if len(known) == len(sources) and 0 < len(union) <= MOST_CONDITIONS:
+            found[name] = union
+            groups.setdefault(union, []).append(name)
+    return {c: names for c, names in groups.items() if len(names) >= LEAST_SIGNALS}
+
+
+def _guarded(
+    flag: str, conditions: frozenset[str], names: list[str], logic: dict[str, _Logic]
+) -> list[str]:
+    """Logic that is computed only in the cycle after one of the conditions held."""
+    changes = " | ".join(f"({c})" for c in sorted(conditions))
+    lines = [f"  {line}" for name in names for line in logic[name].inside]
+    return [
+        f"  reg {flag} = 1'h1;",
+        f"  always @(posedge clk) {flag} <= rst | {changes};",
+        "\n".join([f"  always @* begin\n    if ({flag}) begin", *lines, "    end\n  end"]),
+    ]
+
+
+def _declared(statement: str, moved: Collection[str]) -> str:
     """A wire that is assigned in a process is declared as a variable."""
     match = _WIRE.fullmatch(statement)
-    if match and match[2].strip() in moved:
-        return f"  reg {match[1]}{match[2]};"
+    if match and match[3].strip() in moved:
+        return f"{match[1]}  reg {match[2]}{match[3]};"
     return statement

@@ -140,14 +140,18 @@ async def bad_input_is_refused(dut: Any) -> None:
 
     def firmware(driver: Driver) -> None:
         suite = DeviceSuite()
-        suite.test_failure_among_others(driver, rng())
-        suite.test_bad_attend(driver, rng(), "output", FAR, errors.BadAddress)
+
+        def fresh() -> tuple[Driver, np.random.Generator]:
+            return take_over(driver.device), rng()
+
+        suite.test_failure_among_others(*fresh())
+        suite.test_bad_attend(*fresh(), "output", FAR, errors.BadAddress)
         if parameters()["long"]:
-            suite.test_bad_opcode(driver, rng())
-            suite.test_bad_append(driver, rng(), "tokens", 0, errors.BadRange)
-            suite.test_bad_row(driver, rng())
-            suite.test_bad_page(driver, rng(), 0xFFFFFFFF)
-            suite.test_ring_overrun(driver)
+            suite.test_bad_opcode(*fresh())
+            suite.test_bad_append(*fresh(), "tokens", 0, errors.BadRange)
+            suite.test_bad_row(*fresh())
+            suite.test_bad_page(*fresh(), 0xFFFFFFFF)
+            suite.test_ring_overrun(take_over(driver.device))
 
     await with_driver(dut, 0.1, firmware)
 

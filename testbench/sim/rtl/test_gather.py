@@ -2,6 +2,7 @@
 
 import re
 
+from m890.sim.rtl.flatten import flatten
 from m890.sim.rtl.gather import gather
 
 MODULE = """\
@@ -49,10 +50,22 @@ module unit(
 endmodule
 """
 
+PLAIN = """\
+    if (wake) begin
+      o <= both + parts;
+    end
+  end
+  always @(posedge clk) begin
+    other"""
+
+
+def _process(text: str) -> str:
+    return text[text.index("    if (wake) begin") :]
+
 
 def test_logic_of_one_condition_moves_there_sources_first() -> None:
     text = gather(MODULE)
-    process = text[text.index("else if (wake)") :]
+    process = _process(text)
     places = [process.index(f"      {name} = ") for name in ("inner", "double", "chosen")]
     assert places == sorted(places)
     assert "assign double" not in text and "assign inner" not in text
@@ -62,22 +75,120 @@ def test_logic_of_one_condition_moves_there_sources_first() -> None:
 
 def test_what_others_read_stays_where_it_is() -> None:
     text = gather(MODULE)
-    for statement in ("assign both = ", "assign seen = ", "assign parts[3:0] = "):
+    for statement in ("assign both = ", "assign seen = "):
         assert f"  {statement}" in text
     assert re.search(r"^  wire \[7:0\] both;$", text, re.M)
 
 
-def test_a_signal_with_two_processes_stays() -> None:
+def test_a_signal_moves_in_all_its_parts() -> None:
     half = "  always @* begin\n    if (_at_start) ;\n    {0} = a[{1}];\n  end\n"
     parts = half.format("inner[3:0]", "3:0") + half.format("inner[7:4]", "7:4")
     text = gather(MODULE.replace("  assign inner = a ^ 8'h0f;\n", parts))
-    process = text[text.index("else if (wake)") :]
-    assert "inner[3:0] = " not in process and text.count("inner[3:0] = ") == 1
-    assert "      double = " in process
+    process = _process(text)
+    places = [process.index(f"      {name} = ") for name in ("inner[3:0]", "inner[7:4]", "double")]
+    assert places == sorted(places)
+    assert text.count("inner[3:0] = ") == text.count("parts[3:0] = ") == 1
 
 
 def test_logic_of_two_conditions_stays() -> None:
     second = "    if (a[1]) begin\n      other <= inner;\n    end\n  end\n"
     text = gather(MODULE.replace("    other <= both;\n  end\n", second))
     assert "  assign inner = " in text
-    assert "      double = " in text[text.index("else if (wake)") :]
+    assert "      double = " in _process(text)
+
+
+def test_reset_and_registers_without_one_keep_their_meaning() -> None:
+    text = gather(MODULE.replace("      o <= both + parts;\n", "").replace("    other", PLAIN))
+    process = _process(text)
+    start, middle = process.index("      o <= both"), process.index("      if (rst) begin")
+    assert start < middle < process.index("      held <= chosen;")  # `o` is stored in reset, too
+    assert process.index("    end else if (rst) begin") > process.index("      held <= chosen;")
+
+
+def test_what_only_one_conditions_registers_feed_waits_for_them() -> None:
+    """`above` and so on change in the cycle after `wake` only."""
+    names = ("above", "below", "left", "right", "front", "back")
+    wires = "".join(f"  wire [7:0] {name};\n" for name in names)
+    logic = "".join(
+        f"  assign {name} = {before} + 8'h0{n};\n"
+        for n, (name, before) in enumerate(zip(names, ("held", *names), strict=False))
+    )
+    text = MODULE.replace("  reg [7:0] held", f"{wires}{logic}  reg [7:0] held")
+    text = gather(text.replace("other <= both", "other <= both + back"))
+    assert re.search(r"always @\(posedge clk\) stirred_0 <= rst \| \(wake\);", text)
+    block = text[text.index("    if (stirred_0) begin") :]
+    places = [block.index(f"        {name} = ") for name in names]
+    assert places == sorted(places) and "  reg stirred_0 = 1'h1;" in text
+
+
+def test_statements_with_conditions_of_their_own_are_told_apart() -> None:
+    memory = "    if (a[1])\n      words[a] <= both;\n"
+    memory += "    if (a[2]) begin\n      other <= both;\n    end\n"
+    text = gather(MODULE.replace("    other <= both;\n", memory))
+    assert "    if (a[1]) begin\n      words[a] <= both;" in text
+    assert "    if (a[2]) begin\n      other <= both;" in text
+    twice = memory.replace("words[a]", "other")  # in order, so they stay together
+    text = gather(MODULE.replace("    other <= both;\n", twice))
+    assert twice in text
+
+
+HIERARCHY = """\
+// two of a kind
+module top(
+  input wire clk,
+  input wire rst,
+  input wire [3:0] a,
+  output wire [3:0] o
+);
+  wire [3:0] \\one.o ;
+  inner one (
+    .a(a),
+    .clk(clk),
+    .o(\\one.o ),
+    .rst(rst)
+  );
+  inner two (
+    .a(\\one.o ),
+    .clk(clk),
+    .o(o),
+    .rst(rst)
+  );
+endmodule
+
+// the kind
+module inner(
+  input wire clk,
+  input wire rst,
+  input wire [3:0] a,
+  output reg [3:0] o = 4'h0
+);
+  wire \\end ;
+  wire [3:0] a_end;
+  assign \\end  = a == 4'hf;
+  assign a_end = \\end  ? 4'ha : a;
+  always @(posedge clk) begin
+    if (rst) begin
+      o <= 4'h0;
+    end else begin
+      o <= a_end;
+    end
+  end
+endmodule
+"""
+
+
+def test_instances_are_written_out_and_copies_left_out() -> None:
+    text = flatten(HIERARCHY, "top")
+    assert text.count("module ") == 1 + text.count("endmodule") - 1
+    for name in ("one", "two"):
+        assert f"{name}$a_end = \\{name}$end  ? 4'ha : " in text
+    assert "always @(posedge clk)" in text and "$clk" not in text and "$rst" not in text
+    assert "? 4'ha : a;" in text  # the first one reads the port itself
+    assert "? 4'ha : one$o;" in text  # the second one the first one's register, not a wire between
+    assert re.search(r"^  assign o = two\$o;$", text, re.M)  # a port stays
+    assert "\\one.o" not in text
+
+
+def test_modules_that_stand_alone_stay_instances() -> None:
+    text = flatten(HIERARCHY, "top", ["inner"])
+    assert "  inner one (" in text and "module inner(" in text and "one$" not in text
