@@ -312,8 +312,8 @@ class PageManager(wiring.Component):
         before = Signal.like(looks)
         m.d.sync += before.eq(looks)
         return sleeps(
-            m, ~self.idle, ~self.ready, self.commit, self.forget, looks != before,
-            ~store.idle, ~mover.idle, walker.busy, copier.busy,
+            m, ~self.idle, ~self.ready, self.owner.request.valid, self.commit, self.forget,
+            looks != before, ~store.idle, ~mover.idle, walker.busy, copier.busy,
             flow.entries.any(), flow.entry_asked, flow.entry_given,
         )  # fmt: skip
 

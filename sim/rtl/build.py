@@ -172,7 +172,7 @@ def _block(
 
 
 def _only(design: VerilogDesign, block: str, text: str) -> str:
-    """The Verilog of a module and all that is in it."""
+    """The Verilog of a module and all that is in it, as far as that was not written out in it."""
     bodies = {match[1]: match[0] for match in re.finditer(_MODULE, text)}
     wanted, queue = {block: None}, [block]
     while queue:
@@ -180,7 +180,7 @@ def _only(design: VerilogDesign, block: str, text: str) -> str:
             if module not in wanted:
                 wanted[module] = None
                 queue.append(module)
-    return "\n".join(["`default_nettype none", *(bodies[name] for name in wanted), ""])
+    return "\n".join(["`default_nettype none", *(bodies[name] for name in wanted if name in bodies), ""])
 
 
 def _ports(design: VerilogDesign) -> str:
