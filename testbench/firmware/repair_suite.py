@@ -238,8 +238,8 @@ class RepairSuite:
         cache = world.backend.cache
         perform, planes = cache.perform, iter(range(0, 4, 2))
 
-        def meddle(commands, needs) -> np.ndarray:  # noqa: ANN001
-            done = perform(commands, needs)
+        def meddle(commands, *rest) -> np.ndarray:  # noqa: ANN001, ANN002
+            done = perform(commands, *rest)
             plane = next(planes)
             world.flip(one, 6, plane)
             world.flip(two, 1, plane + 1)
