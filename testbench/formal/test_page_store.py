@@ -11,6 +11,7 @@ from amaranth.lib.wiring import Out
 from m890.hdl.commands import Error
 from m890.hdl.pages import store as store_module
 from m890.hdl.pages.layouts import Op, operation_layout, page_layout
+from m890.testbench.formal.contracts import source_keeps_rules
 from m890.testbench.formal.page_words import (
     FREE,
     HELD,
@@ -38,6 +39,7 @@ from m890.testbench.formal_runner import prove
 pytestmark = pytest.mark.formal
 WORDS = "a page's word is what its operations make of it"
 ANSWER = "an operation ends as it should"
+OWNER = "an owner is told as it was when it was asked for"
 
 
 class Contract(wiring.Component):
@@ -71,9 +73,32 @@ class Contract(wiring.Component):
             Assume(~given.bad | (given.op.as_value() <= Op.COLLECT.value), "lists have bad pages"),
         ]  # fmt: skip
         self._beside(m, has, given)
+        self._owner(m, has)
         has.hold(m)
         m.d.comb += self.any.eq(store.done)
         return m
+
+    def _owner(self, m: Module, has: StoreInside) -> None:
+        """Questions for owners, at any time; the answer is of the cycle of the question."""
+        port = self._store.owner
+        request, told = port.request, port.owner
+        m.d.comb += [request.valid.eq(AnySeq(1)), request.payload.eq(AnySeq(2))]
+        asks = request.valid & request.ready
+        source_keeps_rules(m, request, "owner")
+        words = [has.known(p) for p in range(PAGES)]
+        word: Any = Signal(page_layout(self._config), name="owner_word")
+        asked: list[Any] = [Signal(len(word.as_value()), name=f"asked{n}") for n in range(2)]
+        come = [Signal(name=f"come{n}") for n in range(2)]
+        m.d.comb += word.eq(chosen(words, request.payload))
+        m.d.sync += [
+            come[0].eq(asks), asked[0].eq(Mux(self._store.forget, 0, word)),
+            come[1].eq(come[0]), asked[1].eq(asked[0]),
+        ]  # fmt: skip
+        old: Any = data.View(page_layout(self._config), asked[1])
+        same = (told.tenant == old.tenant) & (told.public == old.public)
+        m.d.comb += Assert(port.valid == come[1], OWNER)
+        with m.If(port.valid):
+            m.d.comb += Assert((told.live == old.live) & (~old.live | same), OWNER)
 
     def _beside(self, m: Module, has: StoreInside, given: Any) -> None:
         """The operations in order, each on words that are changed at once."""
@@ -153,6 +178,10 @@ TWINS = {
     ),
     "operations behind one that failed": (
         "two_valid & ~halted & (error", "two_valid & (error", WORDS
+    ),
+    "an owner is told while the page's word is written": (
+        "ask_owner.ready.eq(self.ready & ~(two_valid & (two.number == ask_owner.payload)))",
+        "ask_owner.ready.eq(self.ready)", OWNER
     ),
     "public pages are refused": (
         "(word.tenant != two.tenant) & ~word.public", "word.tenant != two.tenant", ANSWER
