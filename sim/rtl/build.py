@@ -180,7 +180,8 @@ def _only(design: VerilogDesign, block: str, text: str) -> str:
             if module not in wanted:
                 wanted[module] = None
                 queue.append(module)
-    return "\n".join(["`default_nettype none", *(bodies[name] for name in wanted if name in bodies), ""])
+    found = [bodies[name] for name in wanted if name in bodies]
+    return "\n".join(["`default_nettype none", *found, ""])
 
 
 def _ports(design: VerilogDesign) -> str:
