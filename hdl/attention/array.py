@@ -202,7 +202,7 @@ class RowArray(wiring.Component):
         """Row numbers of the three kinds of writes, delayed as their data are."""
         targets = {}
         for name in ("setup", "query", "bias"):
-            targets[f"{name}_row"] = target = Signal(range(self.config.rows), name=f"{name}_row")
+            targets[f"{name}_row"] = target = Signal(bits(self.config.rows), name=f"{name}_row")
             m.d.sync += target.eq(getattr(self, name).row)
         return targets
 

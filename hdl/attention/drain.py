@@ -283,7 +283,7 @@ class Drain(wiring.Component):
         )
         reciprocal = Reciprocal()
         m.submodules.reciprocal = reciprocal
-        m.submodules.table = table = Sram(entry, self.config.rows)
+        m.submodules.table = table = Sram(entry, max(2, self.config.rows))
         l_wide = bundle(Wide, name="l_wide")
         with m.If(~ended.no_l):
             m.d.comb += l_wide.eq(self.l)

@@ -7,7 +7,7 @@ from amaranth.hdl import EnableInserter, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.attention.bundles import RowBundles
+from m890.hdl.attention.bundles import RowBundles, bits
 from m890.hdl.config import CoreConfig
 from m890.hdl.memory.sram import Sram
 from m890.hdl.numerics.decode import bias_to_wide
@@ -90,10 +90,11 @@ class Row(wiring.Component):
             "accumulate_add", "accumulate_write", "score", "cap", "bias_read", "bias_use", "mask",
             "exp", "l_read", "l_add", "l_write", "value_scale", "p_write", "wake", "drain", "see",
         )  # fmt: skip
+        row = bits(config.rows)
         super().__init__(
             {
-                "index": In(range(config.rows)),
-                **{f"{name}_row": In(range(config.rows)) for name in ("setup", "query", "bias")},
+                "index": In(row),
+                **{f"{name}_row": In(row) for name in ("setup", "query", "bias")},
                 "row_mask": In(config.rows),
                 "see_mask": In(config.rows),
                 **{name: In(getattr(b, name)) for name in inputs},

@@ -1,8 +1,11 @@
 """The whole core as Verilog: lint-clean in every preset, one module per kind."""
 
+from dataclasses import replace
+
 import pytest
 
 from m890.hdl.config import preset
+from m890.hdl.verilog import generate
 from m890.sim.rtl.cache import core_design
 from m890.sim.rtl.lint import lint
 
@@ -13,6 +16,10 @@ LARGE = [pytest.param(name, marks=pytest.mark.soak) for name in ("edge", "m890")
 def test_core_is_lint_clean(name: str) -> None:
     """A minute of work for `m890`, so the large presets are part of the long tests."""
     lint(core_design(preset(name)))
+
+
+def test_a_core_of_one_row_is_lint_clean() -> None:
+    lint(generate(replace(preset("tiny"), name="one", rows=1)))
 
 
 def test_rows_and_other_identical_modules_are_written_once() -> None:
