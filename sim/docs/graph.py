@@ -113,7 +113,7 @@ def _open(component: Any, path: tuple[str, ...]) -> Block:
     block = Block(component, path)
     if not hasattr(component, "elaborate") or not type(component).__module__.startswith("m890."):
         return block
-    module = component.elaborate(None)
+    module = _unwrapped(component.elaborate(None))
     if not isinstance(module, Module):
         return block
     module._flush()

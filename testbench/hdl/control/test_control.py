@@ -103,7 +103,7 @@ def test_every_command_reaches_its_engine_and_completes(seed, fp16, rotate):
     assert job.job.pop("ident") < 8
     assert job.job == {
         "slot": 0, "base": 0x8000, "stride": 0x140, "tiles": 2, "format": Format.E4M3,
-        "rotate": rotate, "tags": 0, "sink": 0, "bias": 0,
+        "rotate": rotate, "tags": 0, "tenant": 0, "sink": 0, "bias": 0,
         **{
             n: fields[n]
             for n in (
