@@ -314,7 +314,6 @@ class Control(wiring.Component):
                     "free", "free_ident", "others", "append_room", "attend_room", "meets_attend",
                     "attended", "appended", "second_used", "meets_manage", "managing", "appending",
                     "repairing",
-                    "repairing",
                     "plane_used",
                 )
             ),

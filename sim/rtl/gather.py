@@ -3,8 +3,9 @@
 Modules are written out in each other (`m890.sim.rtl.flatten`), registers under the same condition
 share a process, and what only the registers of one condition read is computed inside their process,
 so that the simulator passes over all of it while the condition is false: pipelines that stand still
-cost nothing. The results are the same; signals that moved are not up to date in between, so
-libraries that record waves are built without this.
+cost nothing. What only registers of a few conditions feed is computed in the cycle after one of
+them held. The results are the same; signals that moved are not up to date in between, so libraries
+that record waves are built without this.
 """
 
 import re
@@ -40,7 +41,9 @@ _WORDS = frozenset(
     "begin case casez default else end endcase full_case if signed unsigned".split()
 )
 MOST_CONDITIONS = 4
+"""Conditions of the registers that feed logic which waits for them."""
 LEAST_SIGNALS = 6
+"""Signals for which a flag that tells whether to compute them pays."""
 
 
 @dataclass
