@@ -11,7 +11,7 @@ from m890.hdl.attention.control import used_rows
 from m890.hdl.attention.row import Row
 from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
 from m890.hdl.kv.items import elements_layout, see_layout
-from m890.hdl.numerics.decode import decode, decode16
+from m890.hdl.numerics.decode import decode16, decode_each
 from m890.hdl.numerics.pipeline import bundle
 from m890.hdl.numerics.types import Element, Wide
 from m890.hdl.numerics.wide import fp32_to_wide
@@ -171,8 +171,8 @@ class RowArray(wiring.Component):
         form = Signal(4)
         elements = bundle(data.ArrayLayout(Element, self.config.lanes), name="elements")
         m.d.sync += [raw.eq(self.raw), form.eq(self.raw_format)]
-        for n in range(self.config.lanes):
-            m.d.sync += elements[n].eq(decode(m, raw[n], form))
+        decoded = decode_each(m, list(raw), form)
+        m.d.sync += [word.eq(one) for word, one in zip(elements, decoded, strict=True)]
         late = bundle(b.elements, name="late")
         m.d.sync += [word.eq(one.as_value()) for word, one in zip(late, elements, strict=True)]
 

@@ -92,8 +92,8 @@ class RowBundles:
         """Stage p + add: where the partial sum goes."""
         self.value_scale = layout({"vscale": 16})
         """Stage p: the token's V scale."""
-        self.p_write = layout({"enable": 1, "slot": bits(config.p_depth), "lane": lane})
-        """Stage pv: where in the p buffer it goes."""
+        self.p_write = layout({"lanes": config.lanes, "slot": bits(config.p_depth)})
+        """Stage pv: where in the p buffer it goes, the lane as one bit of `lanes`, or nowhere."""
         self.wake = layout({"score": 1, "l": 1})
         """Any cycle: a score is between stages sum and pv; a sum between stages p and p + add.
         The pipelines there stand still otherwise: most beats need only dot product and adder."""

@@ -144,12 +144,11 @@ class ArrayControl(wiring.Component):
         ]
         # The last V beat's sum is written at stage sum, so it can be read from the next cycle on.
         m.d.sync += [self.o_done.eq(total.o_end), self.o_done_slot.eq(total.o_end_slot)]
-        m.d.comb += [
-            self.p_write.enable.eq(tags[t.pv].k & tags[t.pv].last),
-            self.p_write.slot.eq(tags[t.pv].p_address),
-            self.p_write.lane.eq(tags[t.pv].index),
-        ]
-        m.d.sync += self.p_done.eq(self.p_write.enable & tags[t.pv].index.all())
+        before, last = tags[t.pv - 1], tags[t.pv]
+        lanes = Signal(self.config.lanes)
+        m.d.sync += lanes.eq((before.k & before.last) << before.index)
+        m.d.comb += [self.p_write.lanes.eq(lanes), self.p_write.slot.eq(last.p_address)]
+        m.d.sync += self.p_done.eq(lanes[-1])
 
     def _scales(self, m: Module) -> None:
         """Per-token scales, picked a cycle before stage sum; V's then waits for p."""

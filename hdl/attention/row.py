@@ -302,12 +302,9 @@ class Row(wiring.Component):
             scale_p.p.eq(p),
             scale_p.scale.eq(self.value_scale.vscale),
             buffer.write_address.eq(self.p_write.slot),
+            buffer.write_enable.eq(self.p_write.lanes),
+            *(buffer.write_data[n].eq(scale_p.o) for n in range(self.config.lanes)),
         ]
-        for n in range(self.config.lanes):
-            m.d.comb += [
-                buffer.write_data[n].eq(scale_p.o),
-                buffer.write_enable[n].eq(self.p_write.enable & (self.p_write.lane == n)),
-            ]
         self._sum_l(m, p)
 
     def _sum_l(self, m: Module, p: data.View) -> None:

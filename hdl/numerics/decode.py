@@ -1,10 +1,13 @@
 """Decoding of stored numbers to elements; all functions are combinational."""
 
-from amaranth.hdl import C, Cat, Module, Signal, Value
+from collections.abc import Sequence
+
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data
 
 from m890.hdl.numerics.formats import (
     CODINGS,
+    ELEMENT_EXP_BITS,
     ELEMENT_FORMATS,
     SIG_BITS,
     WIDE_SIG_BITS,
@@ -16,50 +19,79 @@ from m890.hdl.numerics.types import Element, Wide
 
 NAN_SIG = 1 << SIG_BITS - 1
 """Significand of a NaN: nonzero, so that its lane is active."""
+_MANTISSA = SIG_BITS - 1
 
 
 def decode(m: Module, raw: Value, format: Value, *, name: str = "element") -> data.View:
     """The element that `raw` (16 bits) is in `format` (a Format code; others decode as BF16)."""
-    o = bundle(Element, name=name)
-    with m.Switch(format):
-        for code in ELEMENT_FORMATS:
-            if code != Format.BF16:
-                with m.Case(code):
-                    _decode(m, o, raw, CODINGS[code])
-        with m.Default():
-            _decode(m, o, raw, CODINGS[Format.BF16])
-    return o
+    return decode_each(m, [raw], format, name=name)[0]
+
+
+def decode_each(
+    m: Module, raws: Sequence[Value], format: Value, *, name: str = "element"
+) -> list[data.View]:
+    """The elements that `raws` are in `format`; what depends on it alone is there once."""
+    codings = {int(f): CODINGS[f] for f in ELEMENT_FORMATS if f != Format.BF16}
+    return _decode(m, raws, format, codings, name)
 
 
 def decode16(m: Module, raw: Value, is_fp16: Value, *, name: str = "element") -> data.View:
     """The element of a query: FP16 or BF16."""
-    o = bundle(Element, name=name)
-    with m.If(is_fp16):
-        _decode(m, o, raw, CODINGS[Format.FP16])
-    with m.Else():
-        _decode(m, o, raw, CODINGS[Format.BF16])
-    return o
+    return _decode(m, [raw], is_fp16, {1: CODINGS[Format.FP16]}, name)[0]
 
 
-def _decode(m: Module, o: data.View, raw: Value, coding: Coding) -> None:
-    man, exp, sign = coding.man_bits, coding.exp_bits, raw[coding.bits - 1]
-    m.d.comb += o.sign.eq(sign)
-    if not exp:
-        magnitude = Signal(man + 1)  # 8 bits: -128 is legal
-        with m.If(sign):
-            m.d.comb += magnitude.eq(-raw[: man + 1].as_signed())
-        with m.Else():
-            m.d.comb += magnitude.eq(raw[: man + 1])
-        m.d.comb += [o.sig.eq(magnitude << SIG_BITS - 1 - man), o.exp.eq(man)]
-        return
-    mantissa, exponent = raw[:man], raw[man : man + exp]
-    with m.If(exponent.all() & (mantissa.all() if coding.specials == "fn" else 1)):
-        m.d.comb += [o.sig.eq(NAN_SIG), o.nan.eq(1)]
-    with m.Else():
+def _decode(
+    m: Module, raws: Sequence[Value], key: Value, codings: dict[int, Coding], name: str
+) -> list[data.View]:
+    """Elements in the coding that `key` names, BF16 if none.
+
+    A format's fields are brought to common places, behind which all formats share the logic.
+    """
+    # Added to the exponent, modulo 2^9; the exponent of Inf and NaN; the only mantissa of NaN.
+    offset, top, last = Signal(ELEMENT_EXP_BITS), Signal(9), Signal(_MANTISSA)
+    fn = Signal()
+    parts = [
+        {"exponent": Signal(8), "mantissa": Signal(_MANTISSA), "hidden": Signal(), "sign": Signal()}
+        for _ in raws
+    ]
+    default = CODINGS[Format.BF16]
+    with m.Switch(key):
+        for code, coding in [*codings.items(), (None, default)]:
+            with m.Default() if code is None else m.Case(code):
+                exp, man = coding.exp_bits, coding.man_bits
+                for raw, part in zip(raws, parts, strict=True):
+                    m.d.comb += part["sign"].eq(raw[coding.bits - 1])
+                    if exp:
+                        exponent, mantissa = raw[man : man + exp], raw[:man]
+                        hidden = exponent.any()
+                    else:  # 8 bits: -128 is legal
+                        magnitude = Mux(raw[man], -raw[: man + 1], raw[: man + 1])
+                        exponent, mantissa, hidden = C(0), magnitude[:man], magnitude[man]
+                    m.d.comb += [
+                        part["exponent"].eq(exponent),
+                        part["mantissa"].eq(mantissa << _MANTISSA - man),
+                        part["hidden"].eq(hidden),
+                    ]
+                # An integer counts as subnormal: exponent 0, then `man` of its own.
+                bias = coding.bias if exp else 1 - man
+                m.d.comb += [
+                    offset.eq(-bias),
+                    top.eq((1 << exp) - 1 if exp else -1),
+                    last.eq(((1 << man) - 1) << _MANTISSA - man),
+                    fn.eq(coding.specials == "fn"),
+                ]
+    out = []
+    for part in parts:
+        o = bundle(Element, name=name)
+        exponent, mantissa = part["exponent"], part["mantissa"]
         m.d.comb += [
-            o.sig.eq(Cat(mantissa, exponent.any()) << SIG_BITS - 1 - man),
-            o.exp.eq(exponent + ~exponent.any() - coding.bias),
+            o.sign.eq(part["sign"]),
+            o.sig.eq(Cat(mantissa, part["hidden"])),
+            o.exp.eq(exponent + ~exponent.any() + offset),
+            o.nan.eq((exponent == top) & (~fn | (mantissa == last))),
         ]
+        out.append(o)
+    return out
 
 
 def bias_to_wide(

@@ -4,7 +4,13 @@ from amaranth.hdl import C, Cat, Module, Mux, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.numerics.formats import DOT_FRACTION_BITS, SIG_BITS, WIDE_EXP_BITS, WIDE_SIG_BITS
+from m890.hdl.numerics.formats import (
+    DOT_FRACTION_BITS,
+    ELEMENT_EXP_BITS,
+    SIG_BITS,
+    WIDE_EXP_BITS,
+    WIDE_SIG_BITS,
+)
 from m890.hdl.numerics.pipeline import (
     delay,
     largest,
@@ -20,8 +26,10 @@ PRODUCT_BITS = 2 * SIG_BITS
 GUARD_BITS = DOT_FRACTION_BITS - (PRODUCT_BITS - 2)
 ALIGNED_BITS = PRODUCT_BITS + GUARD_BITS
 EXP_BITS = WIDE_EXP_BITS + 1
-INACTIVE = -(1 << EXP_BITS - 1)
-"""Exponent of an inactive lane: below that of every product."""
+BIAS = (1 << WIDE_EXP_BITS - 1) + (1 << ELEMENT_EXP_BITS - 1)
+"""Of a product's exponent: not below zero, so that all is compared and subtracted unsigned."""
+INACTIVE = 0
+"""Biased exponent of an inactive lane: not above that of any product."""
 
 
 class DotProduct(wiring.Component):
@@ -85,9 +93,8 @@ class DotProduct(wiring.Component):
             term = register(m, Cat(a.sig * b.sig, a.sign ^ b.sign), name=f"term{n}")
             products.append(term[:PRODUCT_BITS])
             signs.append(term[PRODUCT_BITS])
-            exps.append(
-                register(m, Mux(active, a.exp + b.exp, INACTIVE), signed(EXP_BITS), name=f"exp{n}")
-            )
+            exp = (_biased(a.exp) + _biased(b.exp))[:EXP_BITS]
+            exps.append(register(m, Mux(active, exp, INACTIVE), name=f"exp{n}"))
             nans.append(active & (a.nan | b.nan))
         nan = register(m, Cat(*nans).any(), name="nan")
 
@@ -108,22 +115,23 @@ class DotProduct(wiring.Component):
         aligned, negative = [], []
         for n in range(self.lanes):
             exp = delay(m, exps[n], stage, name=f"exp{n}_late")
-            distance = wire(m, (top - exp)[: EXP_BITS + 1], name=f"distance{n}")
+            distance = wire(m, (top - exp)[:EXP_BITS], name=f"distance{n}")
             clamped = Mux(distance[5:].any(), 31, distance[:5])
             amount = register(m, clamped, unsigned(5), name=f"amount{n}")
             term = delay(m, Cat(products[n], signs[n]), stage + 1, name=f"term{n}_late")
             magnitude = Cat(C(0, GUARD_BITS), term[:PRODUCT_BITS]) >> amount
             sign = term[PRODUCT_BITS]
             # Ones' complement here; the missing ones are added in the tree, where they are cheaper.
+            # Each leaf is 2^ALIGNED_BITS too large, and so never negative.
             ones = magnitude ^ sign.replicate(ALIGNED_BITS)
-            leaf = register(m, Cat(ones, sign), name=f"leaf{n}")
-            aligned.append(leaf.as_signed())
-            negative.append(leaf[ALIGNED_BITS])
+            leaf = register(m, Cat(ones, ~sign), name=f"leaf{n}")
+            aligned.append(leaf)
+            negative.append(~leaf[ALIGNED_BITS])
 
         total = [
             register(
                 m, sum(aligned[n : n + 4], sum(negative[n : n + 4], C(0))), name=f"sum1_{n // 4}",
-                shape=signed(ALIGNED_BITS + 3),
+                shape=unsigned(ALIGNED_BITS + 3),
             )
             for n in range(0, self.lanes, 4)
         ]  # fmt: skip
@@ -133,15 +141,17 @@ class DotProduct(wiring.Component):
             total = [
                 register(
                     m, sum(total[n : n + 4], C(0)), name=f"sum{level}_{n // 4}",
-                    shape=signed(ALIGNED_BITS + 1 + 2 * level),
+                    shape=unsigned(ALIGNED_BITS + 1 + 2 * level),
                 )
                 for n in range(0, len(total), 4)
             ]  # fmt: skip
         assert level == self.tree_stages
         since = 2 + level
+        # Without what all leaves have too much, it is a signed number.
+        top_bit = ALIGNED_BITS + self.lanes.bit_length() - 1
         m.d.sync += self.o.eq(
             _round(
-                m, total[0], self.lanes,
+                m, Cat(total[0][:top_bit], ~total[0][top_bit]).as_signed(),
                 exp=delay(m, top, since, name="top_late"),
                 nan=delay(m, nan, stage + since, name="nan_late"),
             )
@@ -149,9 +159,14 @@ class DotProduct(wiring.Component):
         return m
 
 
-def _round(m: Module, total: Value, lanes: int, *, exp: Value, nan: Value) -> data.View:
-    """total x 2^(exp - DOT_FRACTION_BITS) as a wide float, after three registers."""
-    bits = ALIGNED_BITS + lanes.bit_length() - 1
+def _biased(exp: Value) -> Value:
+    """A signed exponent, from its least value up."""
+    return exp.as_unsigned() ^ (1 << len(exp) - 1)
+
+
+def _round(m: Module, total: Value, *, exp: Value, nan: Value) -> data.View:
+    """total x 2^(exp - BIAS - DOT_FRACTION_BITS) as a wide float, after three registers."""
+    bits = len(total) - 1
     sign = register(m, total[-1], name="total_sign")
     magnitude = register(m, Mux(total[-1], -total, total)[:bits], name="magnitude")
     exp = register(m, exp, name="magnitude_exp")
@@ -159,11 +174,12 @@ def _round(m: Module, total: Value, lanes: int, *, exp: Value, nan: Value) -> da
     steps = (16, 8, 4, 2, 1)
     shifted, high = shift_left_to_top(m, magnitude, steps[:2], name="magnitude")
     coarse = register(m, shifted, name="coarse")
-    exp = register(m, exp - (high << 3), signed(EXP_BITS), name="coarse_exp")
+    exp = register(m, (exp - (high << 3))[:EXP_BITS], name="coarse_exp")
     shifted, low = shift_left_to_top(m, coarse, steps[2:], name="coarse")
     fine = register(m, shifted, name="fine")
     # The top bit, once set, weighs 2^(exp + bits - 1 - DOT_FRACTION_BITS).
-    exp = register(m, exp - low + (bits - 1 - DOT_FRACTION_BITS), signed(EXP_BITS), name="fine_exp")
+    rest = bits - 1 - DOT_FRACTION_BITS - BIAS
+    exp = register(m, exp - low + rest, signed(EXP_BITS), name="fine_exp")
 
     return pack_wide(
         m, sign=delay(m, sign, 2, name="sign"), exp=exp, nan=delay(m, nan, 3, name="nan"),

@@ -17,6 +17,8 @@ from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format, OutputFormat
 
 SCRATCH = 1 << 18
+SETTLE = 0.25
+"""Seconds until threads of numpy's linear algebra, which spin a while for more work, sleep."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def decode(device: Any, tokens: int, seed: int, *, repeat: int = 1) -> Timed:
         "tables": driver.place(np.concatenate([rows.reshape(-1), gap, segment.reshape(-1)])),
     }  # fmt: skip
     driver.wait_all()
+    time.sleep(SETTLE)
     cycle, start = device.cycle, time.process_time()
     for _ in range(repeat):
         driver.wait(driver.submit("ATTEND", **job))

@@ -15,7 +15,7 @@ from m890.sim.rtl.build import BLOCK_ROWS
 
 PRESETS = ("small", "m890")
 LATENCY = 20
-REPEAT = 20
+REPEAT = 40
 """Runs of the job natively: once would be too short to time."""
 OPTIONS = {
     "tokens": "tokens of the decode job (256)",

@@ -33,7 +33,7 @@ OPTIMISE = "-O2"
 VERILATE = (
     "--cc", "--no-timing", "-O3",
     "--x-assign", "fast", "--x-initial", "unique",
-    "--output-split", "1000000", "--output-split-cfuncs", "5000",
+    "--output-split", "1000000", "--output-split-cfuncs", "40000",
     "-Wno-fatal", "-Wno-lint", "-Wno-style",
 )  # fmt: skip
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")

@@ -17,8 +17,9 @@ CODES = {
 
 
 def _same(got: int, want: int) -> bool:
-    """Equality of elements; sign and exponent of zero are immaterial."""
-    return got == want or (got & 2047 == want & 2047 == 0 and got >> 21 == want >> 21 == 0)
+    """Equality of elements; of zero and NaN only the significand's being zero, or not, matters."""
+    alike = (got >> 21, got & 2047 != 0) == (want >> 21, want & 2047 != 0)
+    return got == want or (alike and (got >> 21 != 0 or got & 2047 == 0))
 
 
 @pytest.mark.parametrize("format", ELEMENT_FORMATS)
