@@ -13,7 +13,7 @@ from m890.firmware.layer import Floats, LayerCommands
 from m890.firmware.memory_map import PlaneShape
 from m890.firmware.models.backend import CapacityError, ContextLimitError, Draft, Recompute, Span
 from m890.firmware.planner import Plan, Request, plan
-from m890.firmware.repair import Repairer
+from m890.firmware.repair import Repairer, Whole
 from m890.hdl.numerics.formats import Format, OutputFormat
 
 
@@ -53,6 +53,10 @@ class Usage:
     def add(self, other: "Usage") -> None:
         for f in fields(self):
             setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+    def since(self, before: "Usage") -> "Usage":
+        """What came after an earlier reading."""
+        return Usage(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(self)))
 
 
 @dataclass
@@ -106,12 +110,14 @@ class DeviceBackend:
         output_format: OutputFormat = OutputFormat.FP32,
         tags: bool = False,
         recompute: Recompute | None = None,
+        whole: Whole | None = None,
     ) -> None:
         """Makes the KV cache; `share` lets sequences with common pages stand in one job.
 
         `rotate` None: as the format is better, see PlaneShape. With `tags` the device finds damage
         to K and V in memory. A token is then computed anew by `recompute`, that of the decoder, if
-        `commit` has named the sequence's tokens; else `attend` raises BadTag.
+        `commit` has named the sequence's tokens; else `attend` raises BadTag. `whole`: the decoder,
+        where these heads are a core's part of it.
         """
         self.driver, self.config, self.share = driver, driver.config, share
         self.commands = LayerCommands(
@@ -122,7 +128,7 @@ class DeviceBackend:
         self.cache = KvCache(
             driver, shape, limit=limit, pages=pages, quotas=quotas, host_pages=host_pages
         )
-        self.repairer = Repairer(self.cache, self.commands, recompute)
+        self.repairer = Repairer(self.cache, self.commands, recompute, whole)
         layout = shape.layout(driver.config)
         self._token_bytes = layout.chunk_bytes / driver.config.lanes
         self.total = Usage()
@@ -130,6 +136,11 @@ class DeviceBackend:
         self.now = 0  # cycle of the latest completion
         self._usage: dict[int, Usage] = {}
         self._step: _Step | None = None
+
+    @property
+    def cores(self) -> "list[DeviceBackend]":
+        """Itself: a cluster of one."""
+        return [self]
 
     # ------------------------------------------------------------------ sequences
 

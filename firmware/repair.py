@@ -8,6 +8,7 @@ be damaged too, and is then repaired first: always in an earlier layer, so this 
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,18 +34,34 @@ class Repair(NamedTuple):
     token: int
 
 
+class Whole(NamedTuple):
+    """The decoder of which a core of a cluster has the KV heads `kv` only.
+
+    `attend`: as `Repairer.attend`, of all heads [1, H, dh].
+    """
+
+    kv: slice
+    attend: Callable[[int, int, int, Floats], Floats]
+
+
 class Repairer:
     """Repairs what jobs of a KV cache report; `repairs` lists what has been rewritten so far.
 
     A committed token needs `recompute`, and a sequence whose tokens are known; without them its
     BadTag is raised. A token of the step at hand is appended once more from the step's own source.
+    `whole`: where the cache has some heads of the decoder only.
     """
 
     def __init__(
-        self, cache: KvCache, commands: LayerCommands, recompute: Recompute | None
+        self,
+        cache: KvCache,
+        commands: LayerCommands,
+        recompute: Recompute | None,
+        whole: Whole | None = None,
     ) -> None:
         self.cache, self.driver, self.config = cache, cache.driver, cache.config
         self.commands, self.recompute = commands, recompute
+        self.whole = whole or Whole(slice(None), self.attend)
         self.repairs: list[Repair] = []
 
     def finish(self, commands: NDArray[np.uint8], done: NDArray) -> NDArray:
@@ -103,10 +120,11 @@ class Repairer:
         if self.recompute is None or tokens is None:
             raise damage
         layer, head = divmod(damage.plane, self.commands.kv_heads)
+        own, attend = self.whole
         k, v = self.recompute(
-            tokens[token], token, layer, lambda before, q: self._attend(before, sequence, token, q)
+            tokens[token], token, layer, lambda before, q: attend(before, sequence, token, q)
         )
-        k_row, v_row = self.commands.sources(k, v)[:, head]
+        k_row, v_row = self.commands.sources(k[:, own], v[:, own])[:, head]
         at = self.driver.place(np.stack([k_row, v_row]))
         append = self.driver.submit(
             Opcode.APPEND, plane=damage.plane, sequence=sequence, start=token, tokens=1,
@@ -116,8 +134,8 @@ class Repairer:
         self.driver.free(at)
         self.driver.wait(append)
 
-    def _attend(self, layer: int, sequence: int, token: int, q: Floats) -> Floats:
-        """Attention [1, H, dh] of a token that is there already."""
+    def attend(self, layer: int, sequence: int, token: int, q: Floats) -> Floats:
+        """Attention [1, H, dh] of the cache's heads for a token that is there already."""
         request = Request(sequence, token, 1, (), tenant=self.cache.tenant(sequence))
         made = plan(self.config, [request], self.commands.group, share=False)
         tables, offsets = made.tables(self.config.port_bytes)

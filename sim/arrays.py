@@ -1,29 +1,24 @@
-"""Attention of plain arrays on a device, through the firmware, beside golden and double precision.
+"""Attention of plain arrays: as rows and planes, by the golden model, and in double precision.
 
-The host folds scale and log2 e into the queries and pads head sizes; keys and values are appended
-into pages; every KV head is a plane, and its query heads and tokens are rows.
+The host folds scale and log2 e into the queries and pads head sizes; every KV head is a plane, and
+its query heads and tokens are rows.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m890.firmware.driver import Driver
-from m890.firmware.errors import ContextLimit, ShapeError
-from m890.firmware.kvcache import KvCache
-from m890.firmware.memory_map import PlaneShape, memory_bytes, round_up
-from m890.firmware.records import pack
-from m890.hdl.commands import ROW, SEGMENT, Status
+from m890.firmware.cluster import Heads
+from m890.firmware.errors import ShapeError
+from m890.firmware.memory_map import PlaneShape, round_up
 from m890.hdl.config import CoreConfig
 from m890.hdl.numerics.formats import Format, OutputFormat
 from m890.sim import golden
 from m890.sim.golden.attention import bits16
 
 LOG2_E = math.log2(math.e)
-LONGEST_APPEND = 32768
-"""Tokens of one APPEND: its field has 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +98,15 @@ class Problem:
         """The planes that K and V need."""
         return PlaneShape(len(self.k), self.format, self.head(config), self.rotate)
 
+    def part(self, heads: Heads) -> "Problem":
+        """Some of the heads: what one core of a cluster does."""
+        mask = self.mask
+        if mask is not None:
+            mask = np.broadcast_to(mask, (*self.q.shape[:2], self.k.shape[1]))[heads.queries]
+        return replace(
+            self, q=self.q[heads.queries], k=self.k[heads.kv], v=self.v[heads.kv], mask=mask
+        )
+
     def rows(self, config: CoreConfig) -> tuple[NDArray, NDArray, NDArray | None]:
         """Queries [KV heads, rows, head], positions [rows] and biases, token after token."""
         groups, tokens, group = len(self.k), self.q.shape[1], self.group
@@ -113,7 +117,7 @@ class Problem:
             return split.reshape(groups, tokens * group, -1)
 
         folded = self.q.astype(np.float64) * (self.factor * LOG2_E)
-        query = _padded(bits16(ordered(folded), self.source), -1, self.head(config))
+        query = padded(bits16(ordered(folded), self.source), -1, self.head(config))
         bias = None
         if self.mask is not None:
             full = np.broadcast_to(self.mask, (*self.q.shape[:2], self.k.shape[1]))
@@ -123,7 +127,7 @@ class Problem:
     def sources(self, config: CoreConfig) -> tuple[NDArray, NDArray]:
         """Keys and values [KV heads, length, head] as they are appended, uint16."""
         head = self.head(config)
-        k, v = (_padded(bits16(x, self.source), -1, head) for x in (self.k, self.v))
+        k, v = (padded(bits16(x, self.source), -1, head) for x in (self.k, self.v))
         return k, v
 
     def heads(self, rows: NDArray) -> NDArray[np.float32]:
@@ -131,67 +135,6 @@ class Problem:
         groups, tokens = len(self.k), self.q.shape[1]
         split = rows.reshape(groups, tokens, self.group, -1).transpose(0, 2, 1, 3)
         return split.reshape(groups * self.group, tokens, -1)[..., : self.v.shape[2]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Output [heads, tokens, width] and what it cost; cycles from first start to last end."""
-
-    output: NDArray[np.float32]
-    jobs: int
-    append_cycles: int
-    cycles: int
-    beats: int
-    useful_beats: int
-    kv_bytes: int
-    status: frozenset[Status]
-
-
-def memory_for(config: CoreConfig, problem: Problem) -> int:
-    """Bytes of memory that a device needs for a problem."""
-    shape, pages = problem.shape(config), _pages(config, problem)
-    return memory_bytes(config, shape, pages=pages, scratch=_scratch(config, problem))
-
-
-def on_device(driver: Driver, problem: Problem) -> Outcome:
-    """Appends K and V, attends, and reads the output; for a driver of `open_driver`'s device."""
-    config = driver.config
-    length = problem.k.shape[1]
-    pages = _pages(config, problem)
-    cache = KvCache(driver, problem.shape(config), limit=pages * config.page_tokens, pages=pages)
-    sequence = cache.create()
-    cache.expect([(sequence, length)])
-    appended = driver.wait(_appends(driver, problem, sequence))
-    cache.commit(sequence, length)
-
-    before = driver.counters()
-    query, position, bias = problem.rows(config)
-    groups, rows, _ = query.shape
-    output = driver.buffer(query.size * 4)
-    tags = [
-        _job(driver, problem, sequence, plane, slice(at, min(at + config.rows, rows)),
-             (query, position, bias), output)
-        for plane in range(groups)
-        for at in range(0, rows, config.rows)
-    ]  # fmt: skip
-    done = driver.wait(driver.submit_many(np.concatenate(tags)))
-    after = driver.counters()
-    status = int(np.bitwise_or.reduce(np.concatenate([appended["status"], done["status"]])))
-    return Outcome(
-        problem.heads(driver.view(output, query.shape, np.float32).copy()),
-        jobs=len(done),
-        append_cycles=_span(appended),
-        cycles=_span(done),
-        beats=int(done["beats"].sum()),
-        useful_beats=after["USEFUL_BEATS"] - before["USEFUL_BEATS"],
-        kv_bytes=after["KV_BYTES"] - before["KV_BYTES"],
-        status=frozenset(s for s in Status if status >> s & 1),
-    )
-
-
-def open_driver(device, problem: Problem) -> Driver:  # noqa: ANN001 (any Device)
-    """A driver with room for a problem's queries and outputs."""
-    return Driver(device, scratch_bytes=_scratch(device.config, problem))
 
 
 def by_golden(config: CoreConfig, problem: Problem) -> NDArray[np.float32]:
@@ -203,10 +146,10 @@ def by_golden(config: CoreConfig, problem: Problem) -> NDArray[np.float32]:
     for rows in problem.sources(config):
         if rotate:
             rows = golden.rotate_kv(rows, problem.source, lanes)
-        codes.append(golden.append(problem.format, _padded(rows, -2, context), problem.source))
+        codes.append(golden.append(problem.format, padded(rows, -2, context), problem.source))
     query, position, bias = problem.rows(config)
     if bias is not None:
-        bias = _padded(bias, -1, context)
+        bias = padded(bias, -1, context)
     out = np.empty(query.shape, np.float32)
     for at in range(0, query.shape[1], config.rows):
         part = slice(at, at + config.rows)
@@ -248,97 +191,8 @@ def by_float64(problem: Problem) -> NDArray[np.float64]:
     return out
 
 
-def _appends(driver: Driver, problem: Problem, sequence: int) -> NDArray[np.int64]:
-    """Submits the APPENDs of all planes."""
-    head, length = problem.head(driver.config), problem.k.shape[1]
-    commands = []
-    for plane, sources in enumerate(zip(*problem.sources(driver.config), strict=True)):
-        k, v = (driver.place(x) for x in sources)
-        for start in range(0, length, LONGEST_APPEND):
-            skip = start * 2 * head
-            values = {
-                "plane": plane, "sequence": sequence, "start": start,
-                "tokens": min(LONGEST_APPEND, length - start),
-                "source_format": int(problem.source), "k": k + skip, "v": v + skip,
-                "source_stride": 2 * head, "commit": int(plane == len(problem.k) - 1),
-            }  # fmt: skip
-            commands.append(driver.pack("APPEND", 1, values))
-    return driver.submit_many(np.concatenate(commands))
-
-
-def _job(
-    driver: Driver, problem: Problem, sequence: int, plane: int, part: slice,
-    arrays: tuple[NDArray, NDArray, NDArray | None], output: int,
-) -> NDArray[np.uint8]:  # fmt: skip
-    """The ATTEND of some rows of a plane."""
-    config = driver.config
-    query, position, bias = arrays
-    head, rows, count = query.shape[2], query.shape[1], part.stop - part.start
-    length = problem.k.shape[1]
-    end = int(position[part].max()) + 1 if problem.causal else length
-    address = 0
-    if bias is not None:
-        chunks = -(-end // config.lanes)
-        own = _padded(bias[plane, part], -1, round_up(length, config.lanes))
-        own = own[:, : chunks * config.lanes].reshape(count, chunks, config.lanes)
-        address = driver.place(own.transpose(1, 0, 2))
-    row_table = pack(ROW, count, {"position": np.maximum(position[part], 0)}).reshape(-1)
-    row_table = _padded(row_table, -1, round_up(row_table.size, config.port_bytes))
-    segment = pack(
-        SEGMENT,
-        1,
-        {"sequence": sequence, "end": end, "row_mask": (1 << count) - 1, "address": address},
-    )
-    cap = np.float32(problem.softcap * LOG2_E)
-    inverse = np.float32(1) / cap if cap else np.float32(0)
-    first = plane * rows + part.start
-    values = {
-        "plane": plane, "rows": count, "segments": 1, "causal": int(problem.causal),
-        "window": problem.window, "sinks": problem.sinks, "bias": int(bias is not None),
-        "query_format": int(problem.source == Format.FP16),
-        "output_format": int(OutputFormat.FP32),
-        "tables": driver.place(np.concatenate([row_table, segment.reshape(-1)])),
-        "query": driver.place(query[plane, part]), "query_stride": 2 * head,
-        "output": output + first * head * 4, "output_stride": 4 * head,
-        "softcap": int(cap.view(np.uint32)), "softcap_inverse": int(inverse.view(np.uint32)),
-    }  # fmt: skip
-    return driver.pack("ATTEND", 1, values)
-
-
-def _pages(config: CoreConfig, problem: Problem) -> int:
-    length = problem.k.shape[1]
-    pages = -(-length // config.page_tokens)
-    if pages > config.pages:
-        raise ContextLimit(0, length, config.pages * config.page_tokens)
-    if len(problem.k) > config.planes:
-        raise ShapeError(
-            f"{len(problem.k)} KV heads do not fit the {config.planes} planes of {config.name}"
-        )
-    return pages
-
-
-def _scratch(config: CoreConfig, problem: Problem) -> int:
-    """K, V, queries, outputs, biases and tables of all jobs, with room between them."""
-    head, (heads, tokens, _) = problem.head(config), problem.q.shape
-    groups, length, _ = problem.k.shape
-    rows = groups * round_up(tokens * problem.group, config.rows)
-    size = 4 * groups * length * head + 6 * rows * head + 4096 * (rows // config.rows + 4 * groups)
-    if problem.mask is not None:
-        size += 2 * heads * (tokens + config.rows) * round_up(length, config.lanes)
-    return round_up(2 * size + (1 << 20), 1 << 16)
-
-
-def _span(done: NDArray) -> int:
-    return int(done["end"].max()) - int(done["start"].min())
-
-
-def _padded(array: NDArray, axis: int, size: int) -> NDArray:
+def padded(array: NDArray, axis: int, size: int) -> NDArray:
     """Zeros behind the array's end."""
     width = [(0, 0)] * array.ndim
     width[axis] = (0, size - array.shape[axis])
     return np.pad(array, width)
-
-
-__all__ = [
-    "Outcome", "Problem", "by_float64", "by_golden", "memory_for", "on_device", "open_driver",
-]  # fmt: skip

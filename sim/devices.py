@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+from m890.firmware.cluster import Cluster
 from m890.firmware.device import Device
 from m890.firmware.errors import FirmwareError
-from m890.hdl.config import CoreConfig
+from m890.hdl.config import ClusterConfig, CoreConfig
 from m890.sim.rtl.hbm import HbmTiming, share
 
 DEVICES = ("rtl", "model")
@@ -47,10 +48,44 @@ def open_device(
             config, memory_bytes=memory_bytes, latency=LATENCY, hbm=hbm, seed=seed, waves=waves,
             say=say,
         )  # fmt: skip
-    if kind == "model":
-        from m890.sim.timing.device import ModelDevice
+    _check_model(kind, memory)
+    from m890.sim.timing.device import ModelDevice
 
-        if hbm is not None:
-            raise UnknownDevice(f"only the rtl device has the memory {memory}, not the model")
-        return ModelDevice(config, memory_bytes)
-    raise UnknownDevice(f"unknown device {kind!r}; there are {', '.join(DEVICES)}")
+    return ModelDevice(config, memory_bytes)
+
+
+def open_cores(
+    kind: str,
+    config: CoreConfig,
+    memory_bytes: int,
+    cores: int,
+    *,
+    seed: int = 0,
+    waves: bool = False,
+    memory: str = "fixed",
+    say: Callable[[str], None] | None = None,
+) -> Device | Cluster:
+    """One core as of `open_device`, or a cluster: `memory_bytes` and a memory port for each."""
+    if cores == 1:
+        return open_device(
+            kind, config, memory_bytes, seed=seed, waves=waves, memory=memory, say=say
+        )
+    cluster, hbm = ClusterConfig(config, cores), memory_of(memory, config)
+    size = cores * memory_bytes
+    if kind == "rtl":
+        from m890.sim.rtl.cluster import RtlCluster  # slow to import
+
+        return RtlCluster(
+            cluster, memory_bytes=size, latency=LATENCY, hbm=hbm, seed=seed, waves=waves, say=say
+        )
+    _check_model(kind, memory)
+    from m890.sim.timing.cluster import ModelCluster
+
+    return ModelCluster(cluster, size)
+
+
+def _check_model(kind: str, memory: str) -> None:
+    if kind != "model":
+        raise UnknownDevice(f"unknown device {kind!r}; there are {', '.join(DEVICES)}")
+    if memory != "fixed":
+        raise UnknownDevice(f"only the rtl device has the memory {memory}, not the model")

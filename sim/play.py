@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from m890.firmware.agents.engine import Engine, Report
 from m890.firmware.agents.engine import Event as AgentEvent
@@ -9,10 +10,12 @@ from m890.firmware.agents.evaluate import sessions_of
 from m890.firmware.agents.session import Session, State
 from m890.firmware.agents.tasks import Task
 from m890.firmware.backend import DeviceBackend, Usage
+from m890.firmware.cluster import Cluster, ClusterBackend, divide, drivers
 from m890.firmware.device import Device
 from m890.firmware.driver import Driver
 from m890.firmware.memory_map import PlaneShape, memory_bytes, round_up
 from m890.firmware.models import draft
+from m890.firmware.models.backend import AttentionBackend
 from m890.firmware.models.llama import Config, Decoder
 from m890.hdl.config import CoreConfig
 from m890.hdl.numerics.formats import Format
@@ -61,39 +64,36 @@ def needed_memory(
     *,
     tags: bool = False,
     host_pages: int = 0,
+    cores: int = 1,
 ) -> int:
-    """Bytes of device memory for so many agents with full contexts, and for a host pool."""
+    """Bytes of memory for so many agents with full contexts, and for a host pool, of each core."""
     head = round_up(model.head_dim, core.lanes)
-    shape = PlaneShape(model.layers * model.kv_heads, format, head, tags=tags)
+    _, most = divide(model.heads, model.kv_heads, cores)[0].counts
+    shape = PlaneShape(model.layers * most, format, head, tags=tags)
     pool = memory_bytes(core, shape, pages=pool_pages(core, model, agents), scratch=SCRATCH)
     return pool + round_up(host_pages * shape.planes * shape.stride(core), 1 << 20)
 
 
 def backend_of(
-    driver: Driver,
+    drivers: Sequence[Driver],
     decoder: Decoder,
     format: Format,
     rotate: bool | None = None,
     *,
     tags: bool = False,
     pools: Pools | None = None,
-) -> DeviceBackend:
-    """The decoder's attention on the driver's device; with `tags` damaged tokens are repaired."""
+) -> DeviceBackend | ClusterBackend:
+    """The decoder's attention on one core or several; with `tags` damaged tokens are repaired."""
     model, pools = decoder.config, pools or Pools()
-    return DeviceBackend(
-        driver,
-        layers=model.layers,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        head_size=model.head_dim,
-        format=format,
-        rotate=rotate,
-        tags=tags,
-        pages=pools.pages,
-        quotas=pools.quotas,
-        host_pages=pools.host_pages,
-        recompute=decoder.recompute,
-    )
+    options: dict[str, Any] = {
+        "layers": model.layers, "heads": model.heads, "kv_heads": model.kv_heads,
+        "head_size": model.head_dim, "format": format, "rotate": rotate, "tags": tags,
+        "pages": pools.pages, "quotas": pools.quotas, "host_pages": pools.host_pages,
+        "recompute": decoder.recompute,
+    }  # fmt: skip
+    if len(drivers) == 1:
+        return DeviceBackend(drivers[0], **options)
+    return ClusterBackend(drivers, **options)
 
 
 def draft_nodes(core: CoreConfig, model: Config) -> int:
@@ -118,7 +118,7 @@ class AgentResult:
 
 @dataclass
 class Played:
-    """A run: agents in order, totals, the timeline in device cycles.
+    """A run: agents in order, totals, those of each core, the timeline in device cycles.
 
     `flips` of bits, and pages `moved` to the host pool.
     """
@@ -127,13 +127,19 @@ class Played:
     report: Report
     prompt: Usage
     total: Usage
+    cores: list[Usage]
     flips: int = 0
     moved: int = 0
     events: list[Event] = field(default_factory=list)
 
+    @property
+    def utilisation(self) -> list[float]:
+        """Array beats of each core per cycle in which any of them is at work."""
+        return [core.beats / (self.total.cycles or 1) for core in self.cores]
+
 
 class Player:
-    """Plays groups of tasks on one device with one decoder.
+    """Plays groups of tasks with one decoder, on a device or a cluster.
 
     `drafts`: most nodes of a draft, none where 0. `tags`: damaged tokens are repaired; `flips` bits
     of them flip before each step, for a trial. `on_step` is called after every agent event with the
@@ -142,7 +148,7 @@ class Player:
 
     def __init__(
         self,
-        device: Device,
+        device: Device | Cluster,
         decoder: Decoder,
         *,
         format: Format = Format.FP16,
@@ -155,11 +161,10 @@ class Player:
         log: int = 0,
         on_step: Callable[[AgentEvent, int], None] | None = None,
     ) -> None:
-        self.device, self.decoder, self.format, self.chunk = device, decoder, format, chunk
-        self.drafts = drafts
-        self.driver = Driver(device, scratch_bytes=SCRATCH, log=log)
-        self.backend = backend_of(self.driver, decoder, format, rotate, tags=tags, pools=pools)
-        self._flips = Flips(self.backend, flips, seed=0)
+        self.decoder, self.chunk, self.drafts = decoder, chunk, drafts
+        self.drivers = drivers(device, scratch_bytes=SCRATCH, log=log)
+        self.backend = backend_of(self.drivers, decoder, format, rotate, tags=tags, pools=pools)
+        self._flips = Flips(self.backend.cores, flips, seed=0)
         self._on_step = on_step
 
     def play(
@@ -171,9 +176,11 @@ class Player:
         tenants: int = 0,
     ) -> Played:
         """Runs one group of tasks, which share a system prompt, to its end."""
-        backend = self.backend
-        before, flipped, step = Usage(**vars(backend.total)), self._flips.count, -1
-        moved = backend.cache.host.moved
+        backend, cores = self.backend, self.backend.cores
+        before = [Usage(**vars(b.total)) for b in (backend, *cores)]
+        flipped, step = self._flips.count, -1
+        host = cores[0].cache.host  # a page that moves does so on all cores
+        moved = host.moved
         sessions = sessions_of(group, branches, temperature, tenants)
         timeline = _Timeline(backend.now)
         usages: dict[str, dict[int, Usage]] = {}
@@ -194,9 +201,9 @@ class Player:
             self.decoder, backend, chunk=self.chunk, drafts=self.drafts, on_event=on_event
         )
         report = engine.run(group[0].world.prompt(), sessions)
-        total = Usage(**vars(backend.total))
-        for name, value in vars(before).items():
-            setattr(total, name, getattr(total, name) - value)
+        total, *each = (
+            b.total.since(then) for b, then in zip((backend, *cores), before, strict=True)
+        )
 
         def spent(name: str) -> Usage:
             sum_ = Usage()
@@ -211,8 +218,8 @@ class Player:
             for session, task in zip(sessions, group, strict=True)
         ]
         return Played(
-            agents, report, spent("prompt"), total, self._flips.count - flipped,
-            backend.cache.host.moved - moved, timeline.finish(),
+            agents, report, spent("prompt"), total, each, self._flips.count - flipped,
+            host.moved - moved, timeline.finish(),
         )  # fmt: skip
 
 
@@ -264,7 +271,7 @@ class _Timeline:
 
 def generate(
     decoder: Decoder,
-    backend: DeviceBackend,
+    backend: AttentionBackend,
     prompt: Sequence[int],
     tokens: int,
     *,

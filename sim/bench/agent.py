@@ -9,6 +9,7 @@ from m890.firmware.agents.engine import Report
 from m890.firmware.agents.evaluate import Outcome, agreement, held_out, load_agent, solve_tasks
 from m890.firmware.agents.tasks import Task
 from m890.firmware.backend import DeviceBackend, Usage
+from m890.firmware.cluster import ClusterBackend
 from m890.firmware.driver import Driver
 from m890.firmware.models.llama import Decoder
 from m890.firmware.models.reference import ReferenceBackend
@@ -69,11 +70,11 @@ def _solve(
     core, say = preset(name), context.progress.say
     memory = play.needed_memory(core, decoder.config, format, max(map(len, groups)))
     device = open_device(kind, core, memory, seed=context.seed, say=say)
-    backends: list[DeviceBackend] = []
+    backends: list[DeviceBackend | ClusterBackend] = []
 
-    def fresh() -> DeviceBackend:
+    def fresh() -> DeviceBackend | ClusterBackend:
         driver = Driver(device, scratch_bytes=play.SCRATCH)
-        backends.append(play.backend_of(driver, decoder, format))
+        backends.append(play.backend_of([driver], decoder, format))
         return backends[-1]
 
     done = 0

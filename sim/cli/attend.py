@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from m890.hdl.commands import Status
-from m890.hdl.config import PRESETS, CoreConfig, preset
+from m890.hdl.config import MAX_CORES, PRESETS, CoreConfig, preset
 from m890.hdl.numerics.formats import Format
 from m890.sim import arrays
+from m890.sim.attend import Outcome, memory_for, on_device
 from m890.sim.cli import errors, output
-from m890.sim.devices import DEVICES, open_device
+from m890.sim.devices import DEVICES, open_cores
 
 FORMATS = ", ".join(Format.__members__).lower()
 
@@ -45,6 +46,9 @@ def command(
         Path | None, typer.Option(help="Added to the scores, .npy: [[heads,] tokens, length].")
     ] = None,
     device: Annotated[str, typer.Option(help=f"What runs: {', '.join(DEVICES)}.")] = "rtl",
+    cores: Annotated[
+        int, typer.Option(help="Cores on one memory, the heads divided.", min=1, max=MAX_CORES)
+    ] = 1,
     preset_name: Annotated[
         str, typer.Option("--preset", help=f"The core: {', '.join(PRESETS)}.")
     ] = "small",
@@ -59,6 +63,8 @@ def command(
     output is also held against the golden model, bit for bit.
 
     Example: m890 attend q.npy k.npy v.npy --format e4m3 --causal -o out.npy
+
+    Example: m890 attend --demo --cores 2
     """
     config = preset(preset_name)
     if result is not None and not result.resolve().parent.is_dir():
@@ -83,7 +89,7 @@ def command(
     )  # fmt: skip
     if softcap and not config.softcap:
         raise errors.UserError(f"the preset {config.name} is built without the soft-cap unit")
-    outcome, seconds = _run(config, device, problem)
+    outcome, seconds = _run(config, device, cores, problem)
     if result is not None:
         with result.open("wb") as file:
             np.save(file, outcome.output)
@@ -97,13 +103,15 @@ def command(
     return 0
 
 
-def _run(config: CoreConfig, kind: str, problem: arrays.Problem) -> tuple[arrays.Outcome, float]:
-    size = arrays.memory_for(config, problem)
+def _run(
+    config: CoreConfig, kind: str, cores: int, problem: arrays.Problem
+) -> tuple[Outcome, float]:
+    size = memory_for(config, problem, cores)
     with output.Progress("attend") as progress:
-        device = open_device(kind, config, size, say=progress.say)
+        device = open_cores(kind, config, size, cores, say=progress.say)
         try:
             started = time.perf_counter()
-            outcome = arrays.on_device(arrays.open_driver(device, problem), problem)
+            outcome = on_device(device, problem)
             return outcome, time.perf_counter() - started
         finally:
             device.close()
@@ -113,7 +121,7 @@ def _report(
     config: CoreConfig,
     kind: str,
     problem: arrays.Problem,
-    outcome: arrays.Outcome,
+    outcome: Outcome,
     equal: bool | None,
     seconds: float,
 ) -> None:
@@ -125,16 +133,21 @@ def _report(
     plane = problem.format.name.lower()
     if problem.shape(config).rotated(config):
         plane = f"rotated {plane}"
+    cores = len(outcome.utilisation)
+    cores = f", {cores} cores" if cores > 1 else ""
     out = output.console()
     out.print(
         f"{heads} query heads, {len(problem.k)} KV heads, {tokens} queries on"
         f" {problem.k.shape[1]} tokens, head size {head}, {plane} KV;"
-        f" {kind} device, preset {config.name}"
+        f" {kind} device, preset {config.name}{cores}"
     )
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    share = outcome.useful_beats / outcome.cycles if outcome.cycles else 0.0
+    share = sum(outcome.utilisation) / len(outcome.utilisation)
+    useful = f"{share:.1%} useful beats"
+    if len(outcome.utilisation) > 1:
+        useful += f" ({', '.join(f'{core:.1%}' for core in outcome.utilisation)})"
     for name, value in (
         ("largest error against fp64", f"{np.abs(error).max():.3e}"),
         ("RMSE against fp64", f"{rmse:.3e}"),
@@ -142,7 +155,7 @@ def _report(
         ("equal to golden", {True: "bit for bit", False: "NO", None: "it is golden"}[equal]),
         ("cycles to append", f"{outcome.append_cycles:,}"),
         ("cycles to attend", f"{outcome.cycles:,} in {outcome.jobs} jobs"),
-        ("array utilisation", f"{share:.1%} useful beats"),
+        ("array utilisation", useful),
         ("KV bytes read", f"{outcome.kv_bytes:,}"),
         ("time on this machine", f"{seconds:.2f} s"),
     ):

@@ -7,7 +7,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,6 +25,14 @@ def console() -> Console:
 def stderr() -> Console:
     """Where progress and remarks go."""
     return Console(stderr=True, highlight=False)
+
+
+def utilisation(cores: Sequence[float]) -> str:
+    """The array's, or the arrays' of several cores in the middle and one by one."""
+    text = f"array utilisation {sum(cores) / len(cores):.3f}"
+    if len(cores) > 1:
+        text += f" ({len(cores)} cores: {', '.join(f'{core:.3f}' for core in cores)})"
+    return text
 
 
 def write_json(value: Any) -> None:

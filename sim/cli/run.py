@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from m890.hdl.config import MAX_CORES
 from m890.hdl.config import preset as core_preset
 from m890.hdl.numerics.formats import Format
 from m890.sim.cli import errors
@@ -17,6 +18,9 @@ def command(
     agents: Annotated[int, typer.Option(help="Agents that share one system prompt.", min=1)] = 4,
     device: Annotated[str, typer.Option(help="rtl or model.")] = "rtl",
     memory: Annotated[str, typer.Option(help="Behind the rtl device: fixed or hbm3.")] = "fixed",
+    cores: Annotated[
+        int, typer.Option(help="Cores on one memory, the heads divided.", min=1, max=MAX_CORES)
+    ] = 1,
     preset: Annotated[str, typer.Option(help="The core: tiny, small, edge, m890.")] = "small",
     format: Annotated[str, typer.Option(help=f"KV format: {', '.join(FORMATS)}.")] = "fp16",
     rotate: Annotated[
@@ -68,9 +72,11 @@ def command(
     """Play tool-calling agents on the device, several at once, sharing one system prompt.
 
     Shows their progress live, then each agent's answer, tokens, cycles and KV traffic. With --model
-    FILE a llama2.c checkpoint writes text instead.
+    FILE a llama2.c checkpoint writes text instead. On several cores the text is that of one.
 
     Example: m890 run --agents 6 --device rtl --out run
+
+    Example: m890 run --cores 2 --device model
     """
     core = core_preset(preset)
     if format not in FORMATS:
@@ -82,8 +88,8 @@ def command(
         from m890.sim.cli.run_model import run_model
 
         return run_model(
-            model, tokenizer, prompt, tokens, core, device, memory, kv_format, rotate, drafts,
-            tags, flips,
+            model, tokenizer, prompt, tokens, core, device, memory, cores, kv_format, rotate,
+            drafts, tags, flips,
         )  # fmt: skip
     from m890.sim.cli.run_agents import Options, run_agents
 
@@ -93,10 +99,12 @@ def command(
         raise errors.UserError("waves need a folder: add --out DIR")
     if waves and device != "rtl":
         raise errors.UserError("only the rtl device has waves: drop --waves or use --device rtl")
+    waves = waves or (1500 if demo and device == "rtl" else 0)
+    if waves and cores > 1:
+        raise errors.UserError("waves of agents are of one core: drop --cores, --waves and --demo")
     options = Options(
-        agents, device, memory, core, kv_format, rotate, seed, chunk, branches, temperature,
-        drafts, tags, flips, tenants, pages, host_pages, show, out,
-        waves or (1500 if demo and device == "rtl" else 0),
+        agents, device, memory, cores, core, kv_format, rotate, seed, chunk, branches, temperature,
+        drafts, tags, flips, tenants, pages, host_pages, show, out, waves,
     )  # fmt: skip
     return run_agents(options)
 

@@ -18,7 +18,7 @@ from m890.hdl.config import CoreConfig
 from m890.hdl.numerics.formats import Format
 from m890.sim import play
 from m890.sim.cli import output
-from m890.sim.devices import open_device
+from m890.sim.devices import open_cores
 from m890.sim.report import timeline
 
 WAVES_AFTER = 40
@@ -32,6 +32,7 @@ class Options:
     agents: int
     device: str
     memory: str
+    cores: int
     core: CoreConfig
     format: Format
     rotate: bool | None
@@ -61,16 +62,16 @@ def run_agents(options: Options) -> int:
     sequences = options.agents * options.branches
     size = play.needed_memory(
         options.core, decoder.config, options.format, sequences, tags=options.tags,
-        host_pages=options.host_pages,
+        host_pages=options.host_pages, cores=options.cores,
     )  # fmt: skip
     pools = play.pools_of(
         options.core, len(group[0].world.prompt()), options.agents, options.tenants,
         options.pages or play.pool_pages(options.core, decoder.config, sequences),
         options.host_pages,
     )  # fmt: skip
-    device = open_device(
-        options.device, options.core, size, seed=options.seed, waves=bool(options.waves),
-        memory=options.memory, say=lambda text: console.print(text),
+    device = open_cores(
+        options.device, options.core, size, options.cores, seed=options.seed,
+        waves=bool(options.waves), memory=options.memory, say=lambda text: console.print(text),
     )  # fmt: skip
     ready = time.monotonic()
     board = _Board(options.agents)
@@ -160,7 +161,7 @@ class _Recorder:
         offset = self._device.counter_offset()
         markers = [
             (f"{entry.name} {entry.tag}", entry.start + offset)
-            for entry in player.driver.log
+            for entry in player.drivers[0].log
             if entry.name in ("APPEND", "ATTEND")
             and self._start <= entry.start + offset < self._end
         ]
@@ -218,7 +219,7 @@ def _totals(played: play.Played, options: Options, seconds: float, setup: float)
         f"{len(played.agents)} agents on one prompt of {report.prompt} tokens,"
         f" {report.generated:,} tokens generated in {report.steps:,} steps;"
         f" sharing saved {total.saved / (total.kv_bytes_alone or 1):.0%} of the KV reads\n"
-        f"array utilisation {total.utilisation:.3f}, {total.jobs:,} jobs;"
+        f"{output.utilisation(played.utilisation)}, {total.jobs:,} jobs;"
         f" {options.device} device, {options.core.name}, {options.format.name} KV,"
         f" {seconds:.1f} s (device ready after {setup:.1f} s){drafted}{moved}{damage}"
     )

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from m890.firmware.driver import Driver
+from m890.firmware.cluster import drivers
 from m890.firmware.models.checkpoint import load_llama2c
 from m890.firmware.models.llama import Decoder
 from m890.firmware.models.tokenizer import BpeTokenizer
@@ -11,7 +11,7 @@ from m890.hdl.config import CoreConfig
 from m890.hdl.numerics.formats import Format
 from m890.sim import play
 from m890.sim.cli import errors, output
-from m890.sim.devices import open_device
+from m890.sim.devices import open_cores
 from m890.sim.faults import Flips
 
 
@@ -23,6 +23,7 @@ def run_model(
     core: CoreConfig,
     device: str,
     memory: str,
+    cores: int,
     format: Format,
     rotate: bool | None,
     drafts: bool,
@@ -41,13 +42,13 @@ def run_model(
             f"the prompt has {len(fed)} tokens, beyond the model's {config.limit}: shorten it"
         )
     decoder = Decoder(config, weights)
-    size = play.needed_memory(core, config, format, 1, tags=tags)
-    chip = open_device(
-        device, core, size, memory=memory, say=lambda text: print(text, file=sys.stderr)
+    size = play.needed_memory(core, config, format, 1, tags=tags, cores=cores)
+    chip = open_cores(
+        device, core, size, cores, memory=memory, say=lambda text: print(text, file=sys.stderr)
     )
-    driver = Driver(chip, scratch_bytes=play.SCRATCH)
-    backend = play.backend_of(driver, decoder, format, rotate, tags=tags)
-    faults = Flips(backend, flips, seed=0)
+    each = drivers(chip, scratch_bytes=play.SCRATCH)
+    backend = play.backend_of(each, decoder, format, rotate, tags=tags)
+    faults = Flips(backend.cores, flips, seed=0)
     texts, shown, steps = list(fed), words.decode(fed), 0
     print(shown, end="", flush=True)
     nodes = play.draft_nodes(core, config) if drafts else 0
@@ -60,10 +61,11 @@ def run_model(
         faults.strike()
     print()
     total = backend.total
+    utilisation = output.utilisation([c.total.beats / (total.cycles or 1) for c in backend.cores])
     output.stderr().print(
         f"{total.tokens} tokens, {total.cycles:,.0f} cycles,"
         f" {total.cycles_per_token:,.0f} per token, {total.kv_bytes:,.0f} KV bytes read,"
-        f" array utilisation {total.utilisation:.3f} ({device}, {core.name}, {format.name})"
+        f" {utilisation} ({device}, {core.name}, {format.name})"
     )
     if faults.count or total.repaired:
         output.stderr().print(

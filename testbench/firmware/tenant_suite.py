@@ -61,7 +61,7 @@ class TenantSuite:
             kv_heads=model.kv_heads, head_size=model.head_dim, format=format, quotas=quotas,
             host_pages=host, tags=True, recompute=decoder.recompute,
         )  # fmt: skip
-        faults = Flips(backend, flips, seed)
+        faults = Flips(backend.cores, flips, seed)
         prompt = rng.integers(0, model.vocabulary, 21).tolist()
         roots: dict[int, int] = {}
         for tenant in sorted({0, *tenants}):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from m890.firmware.backend import DeviceBackend
-from m890.firmware.cluster import Cluster, ClusterBackend, drivers, shares
+from m890.firmware.cluster import Cluster, ClusterBackend, divide, drivers, shares
 from m890.firmware.device import Device
 from m890.firmware.driver import Driver
 from m890.firmware.errors import ShapeError
@@ -20,10 +20,11 @@ LAYERS, HEADS, KV_HEADS, HEAD = 2, 8, 4, 12
 
 
 def backends(
-    device: Device, cluster: Cluster, *, kv_heads: int = KV_HEADS, **options: object
+    device: Device, cluster: Cluster, *, kv_heads: int = KV_HEADS, group: int = 2, **options: object
 ) -> tuple[DeviceBackend, ClusterBackend]:
     """The same decoder's attention on one core and on the cluster; both with the same pool."""
-    shape = {"layers": LAYERS, "heads": 2 * kv_heads, "kv_heads": kv_heads, "head_size": HEAD}
+    heads = group * kv_heads
+    shape = {"layers": LAYERS, "heads": heads, "kv_heads": kv_heads, "head_size": HEAD}
     options = {"pages": 40, **options}
     made = drivers(cluster, scratch_bytes=1 << 20)
     return (
@@ -73,10 +74,13 @@ def play(one: DeviceBackend, many: ClusterBackend, rng: np.random.Generator, ste
             backend.trim(root, start)
         if len(live) > 2 and rng.random() < 0.5:
             on_both("release", live.pop(int(rng.integers(len(live)))))
+    assert one.total.tokens == many.total.tokens
+    if one.kv_heads < len(many.cores):  # whose KV several cores have, and jobs are packed otherwise
+        return
     for sequence in live:
         assert one.usage(sequence).kv_bytes == many.usage(sequence).kv_bytes
-    assert (one.total.kv_bytes, one.total.beats, one.total.jobs, one.total.tokens) == (
-        many.total.kv_bytes, many.total.beats, many.total.jobs, many.total.tokens
+    assert (one.total.kv_bytes, one.total.beats, one.total.jobs) == (
+        many.total.kv_bytes, many.total.beats, many.total.jobs
     )  # fmt: skip
 
 
@@ -113,12 +117,70 @@ def test_what_one_core_refuses_all_refuse(rng: np.random.Generator) -> None:
     assert (many.length(a), many.length(b)) == (33, 8)
 
 
+@pytest.mark.parametrize("cores, kv_heads, group", [(2, 1, 4), (3, 2, 3), (4, 2, 2)])
+def test_cores_that_share_a_kv_head_have_the_bits_of_one(
+    rng: np.random.Generator, cores: int, kv_heads: int, group: int
+) -> None:
+    """Each has its KV, and a part of its query heads in the rows: jobs are packed differently."""
+    cluster = ModelCluster(ClusterConfig(TINY, cores), cores * MEMORY)
+    one, many = backends(ModelDevice(TINY, MEMORY), cluster, kv_heads=kv_heads, group=group)
+    play(one, many, rng, 5)
+
+
+def test_tenants_and_host_pools_are_in_step(rng: np.random.Generator) -> None:
+    """A public prompt, a tenant that forks it, waits in the host pool and comes back."""
+    cluster = ModelCluster(ClusterConfig(TINY, 3), 3 * MEMORY)
+    one, many = backends(
+        ModelDevice(TINY, MEMORY), cluster, pages=20, quotas={0: 4, 1: 16}, host_pages=20
+    )
+    both = (one, many)
+    prompt = rng.integers(0, 50, 27).tolist()
+    for tenant, held in ((0, 0), (1, 24)):
+        made = {b.create(prompt, tenant, public=tenant == 0) for b in both}
+        assert len(made) == 1
+        (sequence,) = made
+        assert {b.length(sequence) for b in both} == {held}
+        spans = [Span(sequence, held, 27 - held)]
+        attend_on_both(one, many, rng, spans)
+        for b in both:
+            b.commit(spans, prompt[held:])
+    waits, goes_on = ({b.fork(sequence, 27) for b in both} for _ in range(2))
+    (first,), (second,) = waits, goes_on
+    for b in both:
+        b.pause(first)
+    for start in range(27, 27 + 112, 28):  # more than there is room for beside `first`
+        spans, tokens = [Span(second, start, 28)], rng.integers(0, 50, 28).tolist()
+        attend_on_both(one, many, rng, spans)
+        for b in both:
+            b.commit(spans, tokens)
+    moved = {core.cache.host.moved for core in (one, *many.cores)}
+    assert len(moved) == 1 and moved != {0}
+    assert [b.park(second) for b in both] == [True, True]
+    attend_on_both(one, many, rng, [Span(first, 27, 3)])
+
+
 def test_every_core_has_heads() -> None:
     cluster = ModelCluster(ClusterConfig(TINY, 4), 4 * MEMORY)
     with pytest.raises(ShapeError, match="3 KV heads leave some of 4 cores without work"):
-        backends(ModelDevice(TINY, MEMORY), cluster, kv_heads=3)
+        backends(ModelDevice(TINY, MEMORY), cluster, kv_heads=3, group=1)
+    with pytest.raises(ShapeError, match="7 heads cannot share 2 KV heads evenly"):
+        divide(7, 2, 2)
     assert [s.stop - s.start for s in shares(11, 4)] == [3, 3, 3, 2]
     assert [(s.start, s.stop) for s in shares(4, 2)] == [(0, 2), (2, 4)]
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(8, 8), (12, 6), (12, 4), (12, 3), (8, 2), (7, 1)])
+@pytest.mark.parametrize("cores", [1, 2, 3, 4])
+def test_heads_are_divided_without_rest(heads: int, kv_heads: int, cores: int) -> None:
+    """In order, each query head once, with the KV head that it reads, groups of one size a core."""
+    parts = divide(heads, kv_heads, cores)
+    assert len(parts) == cores
+    every = np.arange(heads)
+    assert np.concatenate([every[part.queries] for part in parts]).tolist() == every.tolist()
+    for part in parts:
+        read = every[part.queries] // (heads // kv_heads)
+        assert sorted(set(read)) == [*range(part.kv.start, part.kv.stop)]
+        assert len({*np.bincount(read)[part.kv]}) == 1
 
 
 def test_pools_are_as_large_as_the_core_with_most_heads_can_have() -> None:

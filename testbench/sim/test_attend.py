@@ -1,14 +1,17 @@
 """`m890 attend`: arrays of many shapes on the model device, one on RTL, and wrong input."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from m890.hdl.config import preset
+from m890.hdl.config import ClusterConfig, preset
 from m890.hdl.numerics.formats import Format
 from m890.sim import arrays
+from m890.sim.attend import memory_for, on_device
 from m890.sim.cli import app
+from m890.sim.timing.cluster import ModelCluster
 from m890.sim.timing.device import ModelDevice
 
 ERROR = {
@@ -79,14 +82,34 @@ def test_near_double_precision_and_equal_to_golden(
     if options.get("mask"):
         options["mask"] = np.where(rng.random((5, 37)) < 0.3, -np.inf, rng.normal(size=(5, 37)))
     problem = arrays.Problem(q, k, v[..., :11], format, **options)
-    device = ModelDevice(config, arrays.memory_for(config, problem))
-    outcome = arrays.on_device(arrays.open_driver(device, problem), problem)
+    outcome = on_device(ModelDevice(config, memory_for(config, problem)), problem)
     np.testing.assert_array_equal(
         outcome.output.view(np.uint32), arrays.by_golden(config, problem).view(np.uint32)
     )
     error = np.abs(outcome.output - reference(problem))
     assert error.max() < ERROR[format]
     assert outcome.jobs == 2 * -(-3 * 5 // config.rows) and outcome.kv_bytes > 0
+
+
+@pytest.mark.parametrize("cores", [2, 3, 4])
+@pytest.mark.parametrize("heads", [(8, 4), (8, 2), (5, 1)], ids=str)
+def test_on_several_cores_every_bit_is_that_of_one(
+    rng: np.random.Generator, heads: tuple[int, int], cores: int
+) -> None:
+    """Whole KV heads, and KV heads that several cores have; a mask per query head."""
+    config, (queries, groups) = preset("tiny"), heads
+    q, k, v = normal(rng, queries, groups, 3, 29, 16)
+    mask = rng.normal(size=(queries, 3, 29))
+    problem = arrays.Problem(q, k, v, Format.E4M3, causal=True, mask=mask)
+    size = memory_for(config, problem, cores)
+    outcome = on_device(ModelCluster(ClusterConfig(config, cores), cores * size), problem)
+    wanted = arrays.by_golden(config, problem)
+    np.testing.assert_array_equal(outcome.output.view(np.uint32), wanted.view(np.uint32))
+    assert len(outcome.useful_beats) == cores and min(outcome.useful_beats) > 0
+    one = on_device(ModelDevice(config, memory_for(config, problem)), problem)
+    assert outcome.cycles < one.cycles
+    if groups >= cores:
+        assert sum(outcome.useful_beats) == one.useful_beats[0]
 
 
 def reference(problem: arrays.Problem) -> np.ndarray:
@@ -136,6 +159,18 @@ def test_rtl_is_golden(m890, saved, rng: np.random.Generator) -> None:
     assert "bit for bit" in text and "rtl device, preset tiny" in " ".join(text.split())
 
 
+@pytest.mark.rtl
+def test_rtl_of_two_cores_is_golden(m890, saved, rng: np.random.Generator) -> None:
+    paths = saved(**dict(zip("qkv", normal(rng, 4, 2, 3, 25, 16), strict=True)))
+    code, text, _ = m890(*paths, "--preset", "tiny", "--format", "int8", "--cores", 2)
+    assert code == 0
+    assert "bit for bit" in text and "preset tiny, 2 cores" in " ".join(text.split())
+    shares = re.search(r"([\d.]+)% useful beats \(([\d.]+)%, ([\d.]+)%\)", text)
+    assert shares
+    mean, *each = map(float, shares.groups())
+    assert min(each) > 0 and abs(sum(each) / 2 - mean) < 0.1
+
+
 def test_a_number_beyond_the_format_is_named(m890, saved) -> None:
     one = np.ones((1, 4, 8))
     paths = saved(q=one, k=one, v=one * 1e6)
@@ -175,6 +210,8 @@ def test_demo_repeats_with_its_seed(m890) -> None:
         ({}, ("--format", "fp4"), "no format 'fp4': there are bf16, fp16"),
         ({}, ("--preset", "huge"), "unknown preset 'huge'"),
         ({}, ("--device", "fpga"), "no device 'fpga': there are rtl, model"),
+        ({}, ("--cores", "2"), "1 query heads on 1 KV heads leave some of 2 cores without work"),
+        ({}, ("--cores", "5"), "less than or equal to 4"),
         ({}, ("--sinks", "2"), "give --window too"),
         ({}, ("--window", "-1"), "--window"),
         ({}, ("-o", "/no/such/out.npy"), "the folder of /no/such/out.npy does not exist"),

@@ -77,6 +77,50 @@ def test_agents_of_a_tenant_wait_in_the_host_pool(m890: Run) -> None:
     assert moved and int(moved[1]) > 10
 
 
+CLUSTERED = [
+    (2, ()),
+    (3, ("--tags", "--flips", 2, "--drafts")),
+    (4, ("--tenants", 1, "--pages", 44, "--host-pages", 64)),
+]
+
+
+@pytest.mark.parametrize("cores, options", CLUSTERED, ids=lambda o: str(o))
+def test_agents_on_several_cores_write_what_they_write_on_one(
+    m890: Run, cores: int, options: tuple
+) -> None:
+    """Shared prompts, repairs, drafts, tenants; what each core's array did is told."""
+    arguments = ("run", "--device", "model", "--agents", 2, "--seed", 5, "--show")
+    _, expected, _ = m890(*arguments)
+    code, out, _ = m890(*arguments, "--cores", cores, *options)
+    assert code == 0
+    wanted = re.split(r"^ *agent ", expected, flags=re.M)[0]
+    assert len(wanted) > 300 and out.startswith(wanted)
+    told = re.search(rf"array utilisation ([\d.]+)\s+\({cores} cores:\s+([\d., \n]+)\)", out)
+    assert told
+    each = [float(share) for share in told[2].split(",")]
+    assert len(each) == cores and 0 < min(each) and max(each) < 1
+    assert abs(sum(each) / cores - float(told[1])) < 0.001
+    assert ("damaged tokens repaired" in out) == ("--tags" in options)
+    assert ("pages moved" in out) == ("--tenants" in options)
+
+
+def test_branches_on_two_cores(m890: Run) -> None:
+    """Sampled branches and their vote are those of one core."""
+    arguments = ("run", "--device", "model", "--agents", 1, "--branches", 2, "--show")
+    (_, one, _), (code, two, _) = m890(*arguments), m890(*arguments, "--cores", 2)
+    assert code == 0
+    assert re.split(r"^ *agent ", one, flags=re.M)[0] == re.split(r"^ *agent ", two, flags=re.M)[0]
+
+
+def test_the_story_on_four_cores(m890: Run, data: Path) -> None:
+    model = data / "stories260k" / "stories260K.bin"
+    arguments = ("run", "--model", model, "--device", "model", "--tokens", 60, "--cores", 4)
+    code, out, err = m890(*arguments)
+    assert code == 0
+    assert len(out.strip()) > 100 and _story(data).startswith(out.strip())
+    assert re.search(r"\(4\s+cores:", err)
+
+
 @pytest.mark.rtl
 def test_an_agent_on_the_rtl_with_waves(m890: Run, tmp_path: Path) -> None:
     """RTL and model give the same answers, and a window of waves with its save file."""
@@ -119,6 +163,11 @@ def test_the_published_story_on_the_rtl(m890: Run, data: Path) -> None:
         (("--waves", "100", "--out", "x", "--device", "model"), "only the rtl device has waves"),
         (("--model", "nowhere.bin"), "nowhere.bin"),
         (("--flips", "1"), "add --tags"),
+        (("--cores", "5"), "less than or equal to 4"),
+        (("--cores", "2", "--waves", "9", "--out", "x"), "waves of agents are of one core"),
+        (("--cores", "2", "--demo"), "waves of agents are of one core"),
+        (("--cores", "2", "--device", "gpu"), "unknown device 'gpu'"),
+        (("--cores", "2", "--memory", "hbm3", "--device", "model"), "only the rtl device has"),
         (("--agents", "0"), "greater than or equal to 1"),
     ],
 )
