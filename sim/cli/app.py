@@ -8,8 +8,10 @@ imported, so `m890 --help` stays fast; a module that is not there leaves its com
 import importlib
 import importlib.util
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +32,30 @@ COMMANDS = {
 
 BROKEN_PIPE = 141
 """Exit code when who reads the output has gone (`m890 bench | head`), as the shell has it."""
+STOPPED = 128
+"""Exit code after Ctrl-C or SIGTERM, and the signal's number to it, as the shell has it."""
+
+
+class Stopped(BaseException):
+    """Somebody has stopped the command: what it began is put in order on the way out.
+
+    No KeyboardInterrupt, which typer would end the command with, silently.
+    """
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise Stopped meanwhile."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,15 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if called is not None and called not in available():
             raise errors.UserError(f"no command {called!r}: m890 has {', '.join(available())}")
-        result = build(called)(line, prog_name="m890", standalone_mode=False)
+        with stoppable():
+            result = build(called)(line, prog_name="m890", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except (KeyboardInterrupt, typer.Abort):
+    except Stopped as stop:
         print("m890: stopped.", file=sys.stderr)
-        return 130
+        return STOPPED + stop.args[0]
     except typer.Exit as stop:
         return stop.exit_code
     except Exception as error:

@@ -76,12 +76,11 @@ def synthesise(units: Units, modules: Iterable[str], flow: Flow, say: Say) -> di
         say(f"synthesising {len(missing)} of {len(files)} modules (once) ...")
         with tempfile.TemporaryDirectory(prefix="m890-synth-") as name:
             work = Path(name)
-            try:
-                _run(program, {m: texts[m] for m in missing}, flow, work, say)
-            finally:  # stopped half way, the next run goes on from here
-                for module in missing:
-                    if (work / f"{module}.done").exists():
-                        _keep(work / module, files[module])
+            # Each is kept when it is there: stopped half way, the next run goes on from here.
+            _run(
+                program, {m: texts[m] for m in missing}, flow, work, say,
+                lambda module: _keep(work / module, files[module]),
+            )  # fmt: skip
     return {module: _read(file) for module, file in files.items()}
 
 
@@ -117,8 +116,14 @@ def _key(text: str, module: str, flow: Flow) -> str:
     return f"{module}-{flow.name}-{digest}"
 
 
-def _run(program: Path, texts: Mapping[str, str], flow: Flow, work: Path, say: Say) -> None:
-    """One Yosys for all: its start takes longer than most modules."""
+def _run(
+    program: Path, texts: Mapping[str, str], flow: Flow, work: Path, say: Say,
+    made: Callable[[str], None] = lambda module: None,
+) -> None:  # fmt: skip
+    """One Yosys for all: its start takes longer than most modules.
+
+    `made` hears of each module that is mapped, also when what comes after it fails or is stopped.
+    """
     lines = []
     for module, text in texts.items():
         (work / f"{module}.v").write_text(text)
@@ -137,18 +142,25 @@ def _run(program: Path, texts: Mapping[str, str], flow: Flow, work: Path, say: S
         process = subprocess.Popen(
             [str(program), "-q", "-s", "run.ys"], cwd=work, stdout=log, stderr=subprocess.STDOUT
         )
+        left = list(texts)  # in the order of the script
+
+        def tell_made() -> None:
+            while left and (work / f"{left[0]}.done").exists():
+                made(left.pop(0))
+
         try:
             told = time.perf_counter()
             while process.poll() is None:
                 time.sleep(0.1)
-                if time.perf_counter() - told > TELL_EVERY:
+                tell_made()
+                if left and time.perf_counter() - told > TELL_EVERY:
                     told = time.perf_counter()
-                    done = len(list(work.glob("*.done")))
-                    now = list(texts)[min(done, len(texts) - 1)]
-                    say(f"{done} of {len(texts)} modules, now {now}")
+                    say(f"{len(texts) - len(left)} of {len(texts)} modules, now {left[0]}")
         finally:
             if process.poll() is None:
                 process.kill()
+                process.wait()
+            tell_made()
         if process.returncode:
             log.seek(0)
             words = " ".join(log.read().split()[-60:]) or f"exit code {process.returncode}"

@@ -1,5 +1,8 @@
 """Synthesis: counts that follow from the design, Fmax that follows from its path, what is kept."""
 
+import signal
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from m890.hdl.verilog import generate
 from m890.sim import toolchain
 from m890.sim.bench import registry
 from m890.sim.bench.registry import BenchContext
-from m890.sim.cli import app
+from m890.sim.cli import app, synth
 from m890.sim.synth import figures, place, yosys
 from m890.sim.synth.modules import HARNESS, UnitError, Units
 
@@ -179,6 +182,62 @@ def test_a_refusal_is_one_error(cold: Path) -> None:
     flow = yosys.Flow("wrong", "no_such_command")
     with pytest.raises(yosys.SynthesisError, match="Yosys refused: .*no_such_command"):
         yosys.synthesise(units, ["m890_leaf"], flow, quiet)
+
+
+STAND_IN = """\
+#!{python}
+import os, pathlib, re, signal, time
+asked = re.findall(r"^read_verilog -sv (\\w+)[.]v$", pathlib.Path("run.ys").read_text(), re.M)
+with open("{log}", "a") as log:
+    print(*asked, file=log)
+for name in asked[:{most}]:
+    pathlib.Path(name + ".il").write_text("netlist of " + name)
+    stat = '{{"modules": {{"m": {{"num_cells_by_type": {{"LUT4": 3}}}}}}}}'
+    pathlib.Path(name + ".stat").write_text(stat)
+    pathlib.Path(name + ".done").write_text("done")
+    end = time.monotonic() + 60
+    while not list(pathlib.Path("{cache}").glob(name + "-*.json")) and time.monotonic() < end:
+        time.sleep(0.02)
+if {most} < len(asked):
+    os.kill(os.getppid(), {signal})
+    time.sleep(600)
+"""
+"""Takes Yosys' place: `most` modules, each only once the one before is kept; then a signal to m890,
+and it would go on for ten minutes."""
+
+
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=lambda n: str(int(n))
+)
+def test_a_stopped_run_goes_on_from_where_it_was(
+    cold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, number: int, code: int
+) -> None:
+    """What was mapped is in the cache before the end, and is not asked for again."""
+    program, log = tmp_path / "stand-in", tmp_path / "asked"
+    tool = toolchain.Tool("Yosys", path=program)
+    monkeypatch.setattr(toolchain, "find_yosys", lambda: tool)
+    design = generate(TINY, Tree(), name="m890_tree")
+    monkeypatch.setattr(synth, "core_design", lambda config: design)
+
+    def run(most: int) -> int:
+        text = STAND_IN.format(
+            python=sys.executable, log=log, most=most, cache=cold / "synth", signal=int(number)
+        )
+        program.write_text(text)
+        program.chmod(0o755)
+        return app.main(["synth", "tiny", "--no-place"])
+
+    begin = time.monotonic()
+    assert run(2) == code
+    assert time.monotonic() - begin < 120, "the stand-in was waited for"
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1] == "m890: stopped."
+    kept = {path.name.partition("-")[0] for path in (cold / "synth").glob("*.json")}
+    assert not list(cold.glob("synth/tmp*")), "a half made file"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert run(9) == 0
+    first, second = (line.split() for line in log.read_text().splitlines())
+    assert kept == {*first[:2]} and second == first[2:]
 
 
 @pytest.mark.parametrize(
