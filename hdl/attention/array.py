@@ -12,6 +12,8 @@ from m890.hdl.attention.row import Row
 from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
 from m890.hdl.kv.items import elements_layout, see_layout
 from m890.hdl.numerics.decode import decode16, decode_each
+from m890.hdl.numerics.dot import factor, live_and_nan
+from m890.hdl.numerics.formats import ELEMENT_EXP_BITS
 from m890.hdl.numerics.pipeline import bundle
 from m890.hdl.numerics.types import Element, Wide
 from m890.hdl.numerics.wide import fp32_to_wide
@@ -174,7 +176,11 @@ class RowArray(wiring.Component):
         decoded = decode_each(m, list(raw), form)
         m.d.sync += [word.eq(one) for word, one in zip(elements, decoded, strict=True)]
         late = bundle(b.elements, name="late")
-        m.d.sync += [word.eq(one.as_value()) for word, one in zip(late, elements, strict=True)]
+        live, nan = live_and_nan(elements)
+        m.d.sync += [
+            *(late.words[n].eq(factor(one, ELEMENT_EXP_BITS)) for n, one in enumerate(elements)),
+            late.live.eq(live), late.nan.eq(nan),
+        ]  # fmt: skip
 
         query = bundle(b.query, name="query")
         m.d.sync += query.valid.eq(self.query.valid)

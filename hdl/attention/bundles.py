@@ -50,8 +50,10 @@ class RowBundles:
              "p_address": bits(config.p_depth)}
         )  # fmt: skip
         """Stage operand: which query tile or p vector becomes the stationary operand."""
-        self.elements = data.ArrayLayout(BEAT_BITS, lanes)
-        """Stage elements: the beat, each Element at the bottom of its word."""
+        self.elements = layout(
+            {"words": data.ArrayLayout(BEAT_BITS, lanes), "live": lanes, "nan": lanes}
+        )
+        """Stage elements: factors of the dot product, each at the bottom of its word."""
         self.accumulate_read = layout(
             {"k": 1, "v": 1, "index": lane, "set": 1, "word": bits(words)}
         )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from amaranth.hdl import EnableInserter, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, EnableInserter, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,9 +11,9 @@ from m890.hdl.attention.bundles import RowBundles, bits
 from m890.hdl.config import CoreConfig
 from m890.hdl.memory.sram import Sram
 from m890.hdl.numerics.decode import bias_to_wide
-from m890.hdl.numerics.dot import DotProduct
+from m890.hdl.numerics.dot import DotProduct, factor, live_and_nan
 from m890.hdl.numerics.exp2 import Exp2, ScaleP
-from m890.hdl.numerics.formats import L_SLOTS
+from m890.hdl.numerics.formats import L_SLOTS, SIG_BITS, WIDE_EXP_BITS
 from m890.hdl.numerics.pipeline import bundle, delay
 from m890.hdl.numerics.softcap import SoftCap
 from m890.hdl.numerics.types import Operand, Wide
@@ -142,7 +142,10 @@ class Row(wiring.Component):
         m.submodules.scores = scores = Sram(Wide, lanes)
         m.submodules.add = add = WideAdd()
 
-        stationary = [bundle(Operand, name=f"stationary{n}") for n in range(lanes)]
+        stationary = [
+            Signal(SIG_BITS + WIDE_EXP_BITS + 1, name=f"stationary{n}") for n in range(lanes)
+        ]
+        live, nan = Signal(lanes), Signal(lanes)
         from_q, from_p = Signal(), Signal()
         q_word, p_word = queries.read_data[0], p_buffer.read_data[0]
         m.d.comb += [
@@ -155,18 +158,21 @@ class Row(wiring.Component):
             p_buffer.read_enable[0].eq(self.operand.p_enable),
         ]
         m.d.sync += [from_q.eq(self.operand.q_enable), from_p.eq(self.operand.p_enable)]
-        with m.If(from_q):
-            for n in range(lanes):
+        for chosen, word in ((from_q, q_word), (from_p, p_word)):
+            with m.If(chosen):
                 m.d.sync += [
-                    stationary[n].sig.eq(q_word[n].sig),
-                    stationary[n].exp.eq(q_word[n].exp),
-                    stationary[n].sign.eq(q_word[n].sign),
-                    stationary[n].nan.eq(q_word[n].nan),
+                    *(stationary[n].eq(factor(word[n], WIDE_EXP_BITS)) for n in range(lanes)),
+                    Cat(live, nan).eq(Cat(*live_and_nan(word))),
                 ]
-        with m.Elif(from_p):
-            m.d.sync += [one.eq(p) for one, p in zip(stationary, p_word, strict=True)]
-        for n, (a, b) in enumerate(zip(stationary, self.elements, strict=True)):
-            m.d.comb += [dot.a[n].eq(a), dot.b[n].as_value().eq(b)]
+        m.d.comb += [
+            dot.a.live.eq(live), dot.a.nan.eq(nan),
+            dot.b.live.eq(self.elements.live), dot.b.nan.eq(self.elements.nan),
+        ]  # fmt: skip
+        for n in range(lanes):
+            m.d.comb += [
+                dot.a.factors[n].as_value().eq(stationary[n]),
+                dot.b.factors[n].as_value().eq(self.elements.words[n]),
+            ]
 
         read, plus, write = self.accumulate_read, self.accumulate_add, self.accumulate_write
         m.d.comb += [

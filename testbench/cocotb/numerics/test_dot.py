@@ -6,12 +6,12 @@ import cocotb
 import numpy as np
 
 from m890.hdl.config import preset
-from m890.hdl.numerics.types import Element, Operand, Wide
+from m890.hdl.numerics.formats import ELEMENT_EXP_BITS, WIDE_EXP_BITS
+from m890.hdl.numerics.types import Wide
 from m890.sim.golden.dot import dot
 from m890.testbench.cocotb.numerics.units import Units, latency, stream
 from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
 from m890.testbench.hdl.numerics import golden, numbers
-from m890.testbench.hdl.numerics.pipelines import bits_of
 
 
 @cocotb.test()
@@ -25,14 +25,10 @@ async def random_beats(dut: Any) -> None:
         a += [numbers.operand(rng, near=near, spread=spread, nan=nan) for _ in range(lanes)]
         b += [numbers.operand(rng, spread=spread, nan=nan) for _ in range(lanes)]
 
-    def beats(layout: Any, width: int, all_fields: list[dict]) -> list[int]:
-        words = [bits_of(layout, **f) for f in all_fields]
-        return [
-            sum(words[at + n] << n * width for n in range(lanes))
-            for at in range(0, len(words), lanes)
-        ]
-
-    operands = {"a": beats(Operand, 26, a), "b": beats(Element, 22, b)}
+    operands = {
+        "a": golden.factors(a, lanes, WIDE_EXP_BITS),
+        "b": golden.factors(b, lanes, ELEMENT_EXP_BITS),
+    }
     got = await stream(dut, "dot", operands, ["o"], latency(config(), "dot"))
     want = dot(
         golden.elements(a).reshaped((-1, lanes)), golden.elements(b).reshaped((-1, lanes))

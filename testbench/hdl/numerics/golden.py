@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from m890.hdl.numerics.formats import SIG_BITS
 from m890.hdl.numerics.types import Wide
 from m890.sim.golden import wide
 from m890.sim.golden.elements import Elements
@@ -24,6 +25,19 @@ def wides(numbers: Sequence[dict]) -> wide.Wide:
 def elements(numbers: Sequence[dict]) -> Elements:
     """Operands or elements of the golden model from fields."""
     return Elements.from_fields(*_columns(numbers))
+
+
+def factors(numbers: Sequence[dict], lanes: int, exp_bits: int) -> list[int]:
+    """The bits in which beats of so many lanes enter the dot product, from fields."""
+    bits, beats = SIG_BITS + exp_bits + 1, []
+    for at in range(0, len(numbers), lanes):
+        beat = 0
+        for n, x in enumerate(numbers[at : at + lanes]):
+            exp = x["exp"] + (1 << exp_bits - 1)
+            beat |= (x["sig"] | exp << SIG_BITS | x["sign"] << bits - 1) << n * bits
+            beat |= (x["sig"] != 0) << lanes * bits + n | x["nan"] << lanes * (bits + 1) + n
+        beats.append(int(beat))
+    return beats
 
 
 def bits(layout: type, array: wide.Wide | Elements) -> list[int]:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from m890.hdl.numerics.dot import DotProduct
-from m890.hdl.numerics.types import Element, Operand, Wide
+from m890.hdl.numerics.formats import ELEMENT_EXP_BITS, WIDE_EXP_BITS
+from m890.hdl.numerics.types import Wide
 from m890.sim.golden.dot import dot
 from m890.testbench.hdl.numerics import golden, numbers
 from m890.testbench.hdl.numerics import reference as ref
-from m890.testbench.hdl.numerics.pipelines import bits_of, run_pipeline
+from m890.testbench.hdl.numerics.pipelines import run_pipeline
 
 
 def _beat(rng: np.random.Generator, lanes: int) -> tuple[list[dict], list[dict]]:
@@ -35,18 +36,19 @@ def test_dot(rng: np.random.Generator, lanes: int) -> None:
     beats = [_beat(rng, lanes) for _ in range(16000 // lanes)]
     dut = DotProduct(lanes)
 
-    def pack(layout: type, fields: list[dict]) -> int:
-        width = {Operand: 26, Element: 22}[layout]
-        return sum(bits_of(layout, **f) << n * width for n, f in enumerate(fields))
-
+    a, b = ([x for beat in beats for x in beat[side]] for side in range(2))
     got = run_pipeline(
         dut,
-        {"a": [pack(Operand, a) for a, _ in beats], "b": [pack(Element, b) for _, b in beats]},
+        {
+            "a": golden.factors(a, lanes, WIDE_EXP_BITS),
+            "b": golden.factors(b, lanes, ELEMENT_EXP_BITS),
+        },
         ["o"],
         dut.latency,
     )["o"]
-    want = dot(golden.elements([x for a, _ in beats for x in a]).reshaped((-1, lanes)),
-               golden.elements([x for _, b in beats for x in b]).reshaped((-1, lanes)))  # fmt: skip
+    want = dot(
+        golden.elements(a).reshaped((-1, lanes)), golden.elements(b).reshaped((-1, lanes))
+    )
     assert got == golden.bits(Wide, want)
     for (a, b), o in zip(beats, got, strict=True):
         want = ref.wide_bits(ref.dot(a, b))
