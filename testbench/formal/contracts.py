@@ -3,11 +3,23 @@
 from collections.abc import Callable
 from typing import Any
 
-from amaranth.hdl import Assert, Assume, Module, Mux, Signal, Value
+from amaranth.hdl import Assert, Assume, Const, Module, Mux, Signal, Value
 
 COUNT = 5
 """Bits of the counters of proofs: no proof runs for more than 31 cycles."""
 FALLS, STAYS = "valid does not fall", "the payload stays"
+
+
+def checks(only: str) -> Callable[[Value, str], Any]:
+    """What makes assertions, in their callers' lines; with `only`, of that name and no others.
+
+    A twin is refuted by the assertion that it is to break, not by one that breaks earlier.
+    """
+
+    def check(holds: Value, message: str) -> Any:
+        return Assert(holds if only in ("", message) else Const(1), message, src_loc_at=1)
+
+    return check
 
 
 def keeps_rules(

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal, Value
+from amaranth.hdl import Assume, Cat, Cover, Module, Mux, Signal, Value
 from amaranth.hdl._ast import AnyConst, AnySeq, Initial
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
 from m890.hdl.commands import COMMANDS, Error, Opcode, Query
 from m890.hdl.control.layouts import record_layout
+from m890.testbench.formal.contracts import checks
 from m890.testbench.formal.page_parts import page_manager
 from m890.testbench.formal.page_state import LIST, PAGES, PIN_BITS, PLACES, REFERENCE_BITS, SLOTS
 from m890.testbench.formal.page_words import chosen
@@ -50,7 +51,7 @@ class PageMachine(wiring.Component):
         self, opcode: Opcode, unit: Any = None, only: str = "", *, pages: int = 1,
         passes: bool = False, **fields: int,
     ) -> None:  # fmt: skip
-        self._opcode, self._only, self._pages, self._passes = opcode, only, pages, passes
+        self._opcode, self._assert, self._pages, self._passes = opcode, checks(only), pages, passes
         self._given = fields
         self._config = small(pages=PAGES)
         self._unit = (unit or page_manager())(self._config)
@@ -80,11 +81,6 @@ class PageMachine(wiring.Component):
         ]
         self._compare(m, finished, error)
         return m
-
-    def _assert(self, holds: Value, message: str) -> Any:
-        """An assertion, in its caller's line."""
-        holds = holds if self._only in ("", message) else Const(1)
-        return Assert(holds, message, src_loc_at=1)
 
     # ---------------------------------------------------------------- the command
 

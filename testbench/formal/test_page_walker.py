@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal, Value
+from amaranth.hdl import Assume, Cat, Const, Cover, Module, Mux, Signal, Value
 from amaranth.hdl._ast import AnySeq
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
@@ -11,6 +11,7 @@ from amaranth.lib.wiring import Out
 from m890.hdl.commands import Error
 from m890.hdl.memory.queue import Queue
 from m890.hdl.pages import walker
+from m890.testbench.formal.contracts import checks
 from m890.testbench.formal.page_words import chosen
 from m890.testbench.formal.small import PAGES, Inside, again, few_bits, small
 from m890.testbench.formal_runner import prove
@@ -45,7 +46,7 @@ class Contract(wiring.Component):
     over: Out(1)
 
     def __init__(self, *change: tuple[str, str], only: str = "") -> None:
-        self._only = only
+        self._assert = checks(only)
         module = again(walker, *change, Queue=NoQueue, ROOM=ROOM, PIECE=PIECE)
         self._unit = module.PageWalker(small(pages=PAGES))
         super().__init__()
@@ -150,11 +151,6 @@ class Contract(wiring.Component):
             fine = self._entry(Const(n, PLACE)) < self.walk.bound
             count, going = count + (there & fine), going & ((until <= n) | fine)
         return count, going
-
-    def _assert(self, holds: Value, message: str) -> Any:
-        """An assertion, in its caller's line."""
-        holds = holds if self._only in ("", message) else Const(1)
-        return Assert(holds, message, src_loc_at=1)
 
     def _hold(self, m: Module) -> None:
         unit, inner, walk = self._unit, self._inner, self.walk
