@@ -41,7 +41,7 @@ class Error(IntEnum):
     BAD_PLANE = 8  # no such plane, or none defined
     BAD_SEQUENCE = 9  # no such sequence, or a closed one
     BAD_RANGE = 10  # tokens outside what the sequence has, a stride too small, or a count of 0
-    BAD_PAGE = 11  # a block table names a page outside the pool
+    BAD_PAGE = 11  # a table names no page, a free one, or one to write that others hold too
     BUS_ERROR = 12  # memory answered a read or write with an error
     RING_OVERRUN = 13  # the tail was set more than the ring ahead (STATUS, not a completion)
     BAD_SEGMENT_KIND = 14  # no such segment kind

@@ -88,7 +88,8 @@ class Core(wiring.Component):
         wiring.connect(m, control.job, engine.job)
         wiring.connect(m, control.segment, engine.segment)
         wiring.connect(m, engine.done, control.attend_done)
-        wiring.connect(m, engine.owner, control.owner)
+        wiring.connect(m, engine.owner, control.owner[0])
+        wiring.connect(m, append.owner, control.owner[1])
         wiring.connect(m, wiring.flipped(self.csr), control.csr)
         m.d.comb += [
             self.irq.eq(control.irq),

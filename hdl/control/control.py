@@ -32,6 +32,7 @@ from m890.hdl.memory.ports import AxiLite, ReadPort, WritePort
 from m890.hdl.memory.queue import Queue
 from m890.hdl.pages.guard import OwnerPort
 from m890.hdl.pages.manager import PageManager, managed_layout
+from m890.hdl.pages.owners import OwnerArbiter
 from m890.hdl.registers import Stall
 
 QUEUED = 4
@@ -47,7 +48,7 @@ class Control(wiring.Component):
     Members
         csr : AXI4-Lite. irq : level.
         ring, loader, page_list, page_read : ReadPorts. completion, page_entry, page_write :
-        WritePorts. owner : OwnerPort of the page table.
+        WritePorts. owner : OwnerPorts of the page table: of jobs, of appends.
         append : stream of append_layout. append_done : stream of APPEND_DONE.
         job, segment : streams of job_layout and segment_layout: a job, then its segments.
         row, query : write strobes (row_layout, query_layout).
@@ -100,7 +101,7 @@ class Control(wiring.Component):
                 "completion": Out(WritePort(config)),
                 "page_entry": Out(WritePort(config)),
                 "page_write": Out(WritePort(config)),
-                "owner": In(OwnerPort(config)),
+                "owner": In(OwnerPort(config)).array(2),
                 "append": Out(stream.Signature(append_layout(config))),
                 "append_done": In(stream.Signature(APPEND_DONE)),
                 "job": Out(stream.Signature(job_layout(config))),
@@ -131,6 +132,7 @@ class Control(wiring.Component):
         m.submodules.jobs = jobs = JobLoader(config)
         m.submodules.completions = completions = Completion(config, sources=6)
         m.submodules.pages = pages = PageManager(config)
+        m.submodules.owners = owners = OwnerArbiter(config)
         m.submodules.queue = queue = Queue(managed_layout(), QUEUED, sram=True)
 
         def join(*ends: Any) -> None:
@@ -147,7 +149,7 @@ class Control(wiring.Component):
         for inner, outer in (
             (pages.list, self.page_list), (pages.copy, self.page_read),
             (pages.entry, self.page_entry), (pages.page, self.page_write),
-            (pages.owner, self.owner),
+            (owners.port[0], self.owner[0]), (owners.port[1], self.owner[1]),
         ):  # fmt: skip
             pass_on(inner, outer)
         pass_on(jobs.job, self.job)
@@ -160,6 +162,7 @@ class Control(wiring.Component):
         pass_on(completions.event[4], self.attend_done)
         join(dispatch.manage, queue.i)
         join(queue.o, pages.i)
+        join(owners.owner, pages.owner)
         join(pages.event, completions.event[5])
         self._append_done(m, completions.event[3], dispatch, pages)
         self._pages(m, dispatch, jobs, pages, queue, csr)
@@ -238,8 +241,8 @@ class Control(wiring.Component):
         ]
 
     def _append_done(self, m: Module, event: Any, dispatch: Dispatch, pages: PageManager) -> None:
-        """The append unit does not know fields: a bad page lies with the sequence, the rest with
-        K. Nor does it know lengths: those of a commit wait here."""
+        """The append unit does not know fields: a page lies with the sequence, the rest with K.
+        Nor does it know lengths: those of a commit wait here."""
         source = self.append_done
         names = [field_index(APPEND, n) for n in ("sequence", "k")]
         append = data.View(record_layout(APPEND), dispatch.manage.payload.data)
@@ -271,10 +274,10 @@ class Control(wiring.Component):
                 for n in ("ident", "error", "index", "status")
             ),
         ]
-        with m.If(source.payload.error == Error.BAD_PAGE):
-            m.d.comb += event.payload.field.eq(names[0])
-        with m.Elif(source.payload.error != Error.OK):
+        with m.If(source.payload.error == Error.BUS_ERROR):
             m.d.comb += event.payload.field.eq(names[1])
+        with m.Elif(source.payload.error != Error.OK):
+            m.d.comb += event.payload.field.eq(names[0])
 
     def _interlock(
         self,

@@ -47,11 +47,14 @@ def plane_layout(config: CoreConfig) -> data.StructLayout:
     """Entry of the plane table; head 0: not defined."""
     return data.StructLayout(
         {
-            "base": config.address_bits, "stride": 32, "tiles": 8, "format": 4, "tags": 1,
+            "base": config.address_bits,
+            "stride": 32,
+            "tiles": 8,
+            "format": 4,
+            "tags": 1,
             "rotate": 1,
         }  # fmt: skip
     )
-
 
 
 def append_layout(config: CoreConfig) -> data.StructLayout:
@@ -61,7 +64,8 @@ def append_layout(config: CoreConfig) -> data.StructLayout:
         {
             "base": address, "stride": 32, "tiles": 8, "format": 4, "tags": 1, "rotate": 1,
             "table": address, "start": TOKEN_BITS, "tokens": 16, "source_format": 4, "k": address,
-            "v": address, "source_stride": 32, "ident": IDENT_BITS,
+            "v": address, "source_stride": 32, "tenant": bits(config.tenants), "repair": 1,
+            "ident": IDENT_BITS,
         }
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from m890.hdl.kv.items import (
 )
 from m890.hdl.memory.ports import ReadPort, WritePort
 from m890.hdl.numerics.quantise import beat_groups
+from m890.hdl.pages.guard import OwnerPort
 
 
 class Append(wiring.Component):
@@ -33,9 +34,10 @@ class Append(wiring.Component):
         place in its page (m890.hdl.layout): a write per group of K's tiles, then of V's, then the
         token's entry in the header, where the plane has one.
     Members
-        command : In(stream of append_layout). Fields are checked already, but for page numbers.
+        command : In(stream of append_layout). Fields are checked already, but for page numbers;
+        `repair` writes in pages that others hold, too.
         done : Out(stream of APPEND_DONE). After memory has acknowledged every write.
-        read, table : ReadPort. Source rows; block table.
+        read, table : ReadPort. Source rows; block table. owner : OwnerPort of the page table.
         write : WritePort. Requests of one beat.
         token : Out. One cycle: a token is on its way to memory.
         busy : Out. A command is here or offered; the unit may stand still while it is low.
@@ -53,15 +55,17 @@ class Append(wiring.Component):
     Storage
         See AppendSource (rows), AppendPlaces (places) and AppendWriter (writes).
     Errors
-        BAD_PAGE: a page number of `pages` or more; nothing is written. BUS_ERROR: a read or write
-        failed; writing stops, and earlier tokens of the command may be written: they lie behind
-        the sequence's committed length. `index` is the token's number within the command.
+        BAD_PAGE, BAD_TENANT, TABLE_ERROR: of a page that it may not write (AppendPlaces); nothing
+        is written, unless the block table changes while the command runs. BUS_ERROR: a read or
+        write failed; writing stops, and earlier tokens of the command may be written: they lie
+        behind the sequence's committed length. `index` is the token's number within the command.
     """
 
     command: stream.Interface
     done: stream.Interface
     read: Any
     table: Any
+    owner: Any
     write: Any
     token: Signal
     busy: Signal
@@ -74,6 +78,7 @@ class Append(wiring.Component):
                 "done": Out(stream.Signature(APPEND_DONE)),
                 "read": Out(ReadPort(config)),
                 "table": Out(ReadPort(config)),
+                "owner": Out(OwnerPort(config)),
                 "write": Out(WritePort(config)),
                 "token": Out(1),
                 "busy": Out(1),
@@ -89,6 +94,7 @@ class Append(wiring.Component):
         m.submodules.writer = writer = AppendWriter(config)
         wiring.connect(m, source.read, wiring.flipped(self.read))
         wiring.connect(m, places.table, wiring.flipped(self.table))
+        wiring.connect(m, places.owner, wiring.flipped(self.owner))
         wiring.connect(m, writer.request, wiring.flipped(self.write.request))
         wiring.connect(m, writer.beats, wiring.flipped(self.write.beat))
 

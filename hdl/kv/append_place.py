@@ -12,6 +12,7 @@ from m890.hdl.control.layouts import append_layout, bits
 from m890.hdl.kv.items import COMMAND_BEATS_BITS, HEADER_BITS, header_beats, packing
 from m890.hdl.memory.ports import ReadPort
 from m890.hdl.memory.queue import Queue
+from m890.hdl.pages.guard import OwnerPort, PageGuard
 
 PLACES = 4
 """Places ahead: they hide the look-up at the border of a chunk."""
@@ -36,25 +37,29 @@ class AppendPlaces(wiring.Component):
     """Places of the tokens of an APPEND.
 
     Function
-        First all table entries of the command are read and compared with the size of the pool. Only
-        if all are good are places given: `base` + page x stride + layout (m890.hdl.layout) of
-        token start, start + 1, ...
+        `base` + page x stride + layout (m890.hdl.layout) of token start, start + 1, ... A place is
+        given only in a page that PageGuard lets the command write: its tenant's, held by nobody
+        else; of a repair any that its tenant may read. If the command reaches several pages, all
+        are asked for before the first place is given, and again as they are used: the table may
+        have changed meanwhile.
     Members
         job : In(append_layout). Steady from `start` until `idle`.
         start : In. One cycle: begins a job; only while `idle`.
         stop : In. Held until `idle`: ends the job early. Places still offered must be taken.
         idle : Out. No job.
-        table : ReadPort of the block table.
+        table : ReadPort of the block table. owner : OwnerPort of the page table.
         o : Out(stream of place_layout). The one with an error is the job's last.
     Latency
-        Start to the first place: the table's latency + the table's beats + 9 cycles.
+        Start to the first place: the table's latency + 8 cycles; with several pages 5 more for
+        each, and a read for each table beat.
     Throughput
         One token per cycle within a chunk; 5 cycles more per chunk, and a table read for each table
-        beat where the command spans several.
+        beat where the command spans several. The page's owner is looked up beside the address
+        arithmetic; an answer later than after 2 cycles adds what it is late.
     Storage
         One table beat, PLACES places.
     Errors
-        BAD_PAGE: a page number of `pages` or more. BUS_ERROR: the table could not be read.
+        BAD_PAGE, BAD_TENANT, TABLE_ERROR: see PageGuard. BUS_ERROR: the table could not be read.
     """
 
     job: data.View
@@ -62,6 +67,7 @@ class AppendPlaces(wiring.Component):
     stop: Signal
     idle: Signal
     table: Any
+    owner: Any
     o: stream.Interface
 
     def __init__(self, config: CoreConfig) -> None:
@@ -73,6 +79,7 @@ class AppendPlaces(wiring.Component):
                 "stop": In(1),
                 "idle": Out(1),
                 "table": Out(ReadPort(config)),
+                "owner": Out(OwnerPort(config)),
                 "o": Out(stream.Signature(place_layout(config))),
             }
         )
@@ -85,7 +92,9 @@ class AppendPlaces(wiring.Component):
         m = Module()
         config, job, table = self._config, self.job, self.table
         m.submodules.places = places = Queue(place_layout(config), PLACES)
+        m.submodules.guard = guard = PageGuard(config)
         wiring.connect(m, places.o, wiring.flipped(self.o))
+        wiring.connect(m, guard.port, wiring.flipped(self.owner))
 
         token = Signal(TOKEN_BITS)
         left = Signal(16)  # tokens of the command after this one
@@ -93,7 +102,9 @@ class AppendPlaces(wiring.Component):
         line = page[self._word_bits :]  # table beat
         final = Signal(len(page))  # page of the last token
         kept, kept_line = Signal(config.port_bits), Signal(len(line))
-        entry = Signal(32)
+        word = kept.word_select(page[: self._word_bits], 32)
+        entry = Signal(PAGE_NUMBER_BITS)
+        sure = Signal()  # all pages have been asked for, or there is one only
         fault, fault_index = Signal(Error), Signal(16)
 
         chunk, k, v = (Signal(config.address_bits, name=n) for n in ("chunk", "k", "v"))
@@ -112,63 +123,31 @@ class AppendPlaces(wiring.Component):
             place.last.eq((left == 0) | (fault != Error.OK)),
             place.error.eq(fault),
             table.request.payload.address.eq(job.table + Cat(C(0, self._word_bits + 2), line)),
+            table.request.payload.beats.eq(1),
+            guard.number.eq(word),
+            guard.tenant.eq(job.tenant),
+            guard.alone.eq(~job.repair),
         ]
-        compare = Signal()  # `kept` is a beat of the check, not compared yet
-        bad, bad_page = self._compare(m, compare, kept, kept_line, page, final)
-        m.d.sync += compare.eq(0)
 
-        def fail(error: Error, index: Value | int) -> None:
-            m.d.sync += [fault.eq(error), fault_index.eq(index)]
+        def fail(error: Error | Value) -> None:
+            m.d.sync += [fault.eq(error), fault_index.eq(token - job.start)]
             m.next = "GIVE"
 
+        last_page = (job.start + job.tokens - 1)[self._page_bits : TOKEN_BITS]
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 m.d.comb += self.idle.eq(~places.o.valid)
                 m.d.sync += [
                     token.eq(job.start),
                     left.eq(job.tokens - 1),
-                    final.eq((job.start + job.tokens - 1)[self._page_bits : TOKEN_BITS]),
+                    final.eq(last_page),
+                    sure.eq(job.start[self._page_bits :] == last_page),
                     fault.eq(Error.OK),
-                    bad.eq(0),
                 ]
                 with m.If(self.start):
-                    m.next = "ASK ALL"
-            with m.State("ASK ALL"):
-                m.d.comb += [
-                    table.request.valid.eq(1),
-                    table.request.payload.beats.eq(final[self._word_bits :] - line + 1),
-                ]
-                m.d.sync += kept_line.eq(line - 1)
-                with m.If(table.request.ready):
-                    m.next = "CHECK"
-            with m.State("CHECK"):
-                with m.If(table.data_valid):
-                    m.d.sync += [
-                        compare.eq(1), kept.eq(table.data), kept_line.eq(kept_line + 1),
-                        fault.eq(Mux(table.error, Error.BUS_ERROR, fault)),
-                    ]  # fmt: skip
-                    with m.If(table.last):
-                        m.next = "COMPARE"
-            with m.State("COMPARE"):
-                m.next = "DECIDE"
-            with m.State("DECIDE"):
-                start = Cat(C(0, self._page_bits), bad_page)
-                with m.If(fault != Error.OK):
-                    fail(Error.BUS_ERROR, 0)
-                with m.Elif(bad):
-                    fail(Error.BAD_PAGE, Mux(start < job.start, 0, start - job.start)[:16])
-                with m.Else():
-                    m.next = "PICK"
-            with m.State("PICK"):
-                m.d.sync += entry.eq(kept.word_select(page[: self._word_bits], 32))
-                with m.If(self.stop):
-                    m.next = "IDLE"
-                with m.Elif(kept_line != line):
                     m.next = "ASK"
-                with m.Else():
-                    m.next = "PAGE"
             with m.State("ASK"):
-                m.d.comb += [table.request.valid.eq(1), table.request.payload.beats.eq(1)]
+                m.d.comb += table.request.valid.eq(1)
                 with m.If(table.request.ready):
                     m.next = "FETCH"
             with m.State("FETCH"):
@@ -176,13 +155,30 @@ class AppendPlaces(wiring.Component):
                     m.d.sync += [kept.eq(table.data), kept_line.eq(line)]
                     m.next = "PICK"
                     with m.If(table.error):
-                        fail(Error.BUS_ERROR, token - job.start)
+                        fail(Error.BUS_ERROR)
+            with m.State("PICK"):
+                m.d.sync += entry.eq(word)
+                with m.If(self.stop):
+                    m.next = "IDLE"
+                with m.Elif(kept_line != line):
+                    m.next = "ASK"
+                with m.Else():
+                    m.d.comb += guard.start.eq(1)
+                    m.next = "LOOK"
+                    with m.If(sure):
+                        m.next = "PAGE"
+            with m.State("LOOK"):
+                with m.If(guard.done):
+                    m.next = "PICK"
+                    with m.If(guard.error != Error.OK):
+                        fail(guard.error)
+                    with m.Elif(page == final):
+                        m.d.sync += [token.eq(job.start), sure.eq(1)]
+                    with m.Else():
+                        m.d.sync += token.eq(Cat(C(0, self._page_bits), page + 1))
             with m.State("PAGE"):
-                m.d.sync += product.eq(entry[:PAGE_NUMBER_BITS] * job.stride)
+                m.d.sync += product.eq(entry * job.stride)
                 m.next = "CHUNK"
-                # The host may have changed the entry since the check.
-                with m.If(entry >= config.pages):
-                    fail(Error.BAD_PAGE, token - job.start)
             with m.State("CHUNK"):
                 m.d.sync += [chunk.eq(job.base + product), product.eq(inside * chunk_bytes)]
                 m.next = "SUM"
@@ -191,7 +187,10 @@ class AppendPlaces(wiring.Component):
                 m.next = "ROWS"
             with m.State("ROWS"):
                 m.d.sync += [k.eq(chunk + k_offset), v.eq(chunk + v_offset)]
-                m.next = "GIVE"
+                with m.If(guard.done):
+                    m.next = "GIVE"
+                    with m.If(guard.error != Error.OK):
+                        fail(guard.error)
             with m.State("GIVE"):
                 m.d.comb += places.i.valid.eq(1)
                 with m.If(places.i.ready):
@@ -216,18 +215,3 @@ class AppendPlaces(wiring.Component):
         ]
         beat = C(0, self._lane_bits + 1)
         return Cat(beat, k), Cat(beat, v), Cat(beat, chunk)
-
-    def _compare(
-        self, m: Module, valid: Value, beat: Value, line: Value, page: Value, final: Value
-    ) -> tuple[Signal, Signal]:
-        """Whether an entry of the command's pages is too large, and the first such page."""
-        bad, bad_page = Signal(name="bad"), Signal(len(page), name="bad_page")
-        first_word, first_line = page[: self._word_bits], page[self._word_bits :]
-        last_word, last_line = final[: self._word_bits], final[self._word_bits :]
-        for n in reversed(range(1 << self._word_bits)):
-            used = ((line != first_line) | (n >= first_word)) & (
-                (line != last_line) | (n <= last_word)
-            )
-            with m.If(valid & ~bad & used & (beat.word_select(n, 32) >= self._config.pages)):
-                m.d.sync += [bad.eq(1), bad_page.eq(Cat(C(n, self._word_bits), line))]
-        return bad, bad_page

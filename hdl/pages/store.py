@@ -134,6 +134,7 @@ class PageStore(wiring.Component):
             self.owner.valid.eq(looked),
             self.owner.owner.live.eq(known & pages.read_data[0].live),
             self.owner.owner.public.eq(pages.read_data[0].public),
+            self.owner.owner.shared.eq(_shared(pages.read_data[0])),
             self.owner.owner.damaged.eq(known & pages.fatal[0]),
             self.owner.owner.tenant.eq(pages.read_data[0].tenant),
         ]
@@ -170,7 +171,7 @@ class PageStore(wiring.Component):
         result: Any = Signal(outcome_layout(config))
         m.d.comb += [
             result.error.eq(error),
-            result.shared.eq((word.references + word.pins > 1) | (word.tenant != two.tenant)),
+            result.shared.eq(_shared(word) | (word.tenant != two.tenant)),
             result.number.eq(two.number),
             result.word.eq(Mux(word.live & ~two.bad, Value.cast(word), 0)),
         ]
@@ -187,9 +188,7 @@ class PageStore(wiring.Component):
             self.corrected.eq(
                 (one_valid & written | known) & pages.corrected[0] | counted & tenants.corrected[0]
             ),
-            self.fatal.eq(
-                two_valid & fatal | known & pages.fatal[0] | counted & tenants.fatal[0]
-            ),
+            self.fatal.eq(two_valid & fatal | known & pages.fatal[0] | counted & tenants.fatal[0]),
         ]
         with m.If(~self.ready):
             m.d.sync += sweep.eq(sweep + 1)
@@ -302,6 +301,10 @@ class PageStore(wiring.Component):
                 new.quota.eq(self._config.pages),
             ]
         return counted
+
+
+def _shared(word: Any) -> Value:
+    return word.references + word.pins > 1
 
 
 def _alone(operation: Any) -> Value:

@@ -27,13 +27,17 @@ class Page:
 
 @dataclass
 class Sequence:
-    """An open sequence; its block table names `pages` pages, which hold `length` tokens or more."""
+    """An open sequence; its block table names `pages` pages, which hold `length` tokens or more.
+
+    From page `shared` on they are known to be its alone: an APPEND there asks no further.
+    """
 
     table: int
     limit: int
     tenant: int
     length: int = 0
     pages: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,12 @@ class PageManager:
         self.copied = 0
 
     def run(self, opcode: Opcode, c: dict[str, int]) -> Result:
-        """The command with fields `c`; of APPEND, what `prepare` does."""
+        """The command with fields `c`; of APPEND, what must be before its tokens are written."""
         commands: dict[Opcode, Callable[[dict[str, int]], Any]] = {
             Opcode.CREATE: self._create, Opcode.FORK: self._fork, Opcode.TRIM: self._trim,
             Opcode.RELEASE: self._release, Opcode.PIN: self._pin, Opcode.UNPIN: self._unpin,
             Opcode.COPY: self._copy, Opcode.QUERY: self._query, Opcode.QUOTA: self._quota,
-            Opcode.APPEND: self.prepare,
+            Opcode.APPEND: self._append,
         }  # fmt: skip
         try:
             return commands[opcode](c) or Result()
@@ -97,6 +101,10 @@ class PageManager:
             return Result(refused.error, names.index(refused.field), refused.index)
 
     # ---------------------------------------------------------------- APPEND
+
+    def _append(self, c: dict[str, int]) -> None:
+        self.prepare(c)
+        self._check_places(c)
 
     def check_append(self, c: dict[str, int]) -> None:
         """What an APPEND needs of its sequence; its plane and its source are not looked at here."""
@@ -122,7 +130,7 @@ class PageManager:
         first, last = c["start"] // self._size, (c["start"] + c["tokens"] - 1) // self._size
         table = self.block_table(c["sequence"])
         shared = []
-        for n in range(first, min(last + 1, one.pages)):
+        for n in range(first, min(last + 1, one.pages) if first < one.shared else first):
             at = max(0, n * self._size - c["start"])
             page = self._reach(table[n], one.tenant, "sequence", at)
             if page.references + page.pins > 1 or page.tenant != one.tenant:
@@ -139,6 +147,23 @@ class PageManager:
         while one.pages <= last:
             self._write(one.table + 4 * one.pages, [self._take(one.tenant, references=1)])
             one.pages += 1
+        if last + 1 >= one.shared:
+            one.shared = min(one.shared, first)
+
+    def _check_places(self, c: dict[str, int]) -> None:
+        """What the append unit asks of every page before the first byte is written.
+
+        They are the sequence's alone, unless something has written over its block table; a repair
+        writes in any that its tenant may read.
+        """
+        one = self.sequences[c["sequence"]]
+        first, last = c["start"] // self._size, (c["start"] + c["tokens"] - 1) // self._size
+        for n, number in enumerate(self._read(one.table + 4 * first, last + 1 - first), first):
+            at = max(0, n * self._size - c["start"])
+            page = self._reach(number, one.tenant, "sequence", at)
+            if not c["repair"]:
+                self._need(page.tenant == one.tenant, Error.BAD_TENANT, "sequence", at)
+                self._need(page.references + page.pins == 1, Error.BAD_PAGE, "sequence", at)
 
     def committed(self, c: dict[str, int]) -> None:
         """An APPEND has been carried out: with `commit`, its end is the sequence's length."""
@@ -172,7 +197,7 @@ class PageManager:
         self._hold(pages, c["tenant"], "references", "list")
         self._write(c["table"], pages)
         self.sequences[c["sequence"]] = Sequence(
-            c["table"], c["limit"], c["tenant"], c["tokens"], count
+            c["table"], c["limit"], c["tenant"], c["tokens"], count, count
         )
 
     def _fork(self, c: dict[str, int]) -> None:
@@ -194,15 +219,16 @@ class PageManager:
             pages[whole] = tail
         self._write(c["table"], pages)
         self.sequences[c["target"]] = Sequence(
-            c["table"], c["limit"], one.tenant, c["tokens"], len(pages)
+            c["table"], c["limit"], one.tenant, c["tokens"], len(pages), whole
         )
+        one.shared = max(one.shared, whole)
 
     def _trim(self, c: dict[str, int]) -> None:
         one = self._open(c)
         self._need(c["tokens"] <= one.length, Error.BAD_RANGE, "tokens")
         keep = -(-c["tokens"] // self._size)
         self._give_up(c["sequence"], keep)
-        one.length, one.pages = c["tokens"], keep
+        one.length, one.pages, one.shared = c["tokens"], keep, min(one.shared, keep)
 
     def _release(self, c: dict[str, int]) -> None:
         self._open(c)
@@ -218,6 +244,8 @@ class PageManager:
     def _pin(self, c: dict[str, int]) -> None:
         pages, tenant, first = self._pages_of_range(c)
         self._hold(pages, tenant, "pins", "sequence", first)
+        one = self.sequences[c["sequence"]]
+        one.shared = max(one.shared, first + len(pages))
         if c["public"]:
             for number in pages:
                 self._page(number).public = True

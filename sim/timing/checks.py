@@ -78,11 +78,6 @@ class Tables:
         self.planes[number] = plane
         self.pages.planes[number] = (plane.base, plane.stride, plane.layout.page_bytes)
 
-    def page(self, table: int, token: int) -> int:
-        """Entry of a block table for a token."""
-        at = table + 4 * (token // self.config.page_tokens)
-        return int.from_bytes(self.memory[at : at + 4].tobytes(), "little")
-
     # ---------------------------------------------------------------- commands
 
     def check_plane(self, c: dict[str, int]) -> Failure | None:
@@ -124,16 +119,6 @@ class Tables:
         for name in ("k", "v"):
             if not self._inside(c[name], row, c["tokens"] - 1, c["source_stride"]):
                 return _failure(APPEND, name, Error.BAD_ADDRESS)
-        return None
-
-    def check_pages(self, c: dict[str, int]) -> Failure | None:
-        """Whether an APPEND's pages are the pool's; index: the token that has none."""
-        size, start, tokens = self.config.page_tokens, c["start"], c["tokens"]
-        table = self.sequences[c["sequence"]].table
-        for page in range(start // size, (start + tokens - 1) // size + 1):
-            if self.page(table, page * size) >= self.config.pages:
-                index = max(0, page * size - start)
-                return Failure(Error.BAD_PAGE, _index(APPEND, "sequence"), index)
         return None
 
     def check_attend(self, c: dict[str, int]) -> Failure | None:

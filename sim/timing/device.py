@@ -176,7 +176,7 @@ class ModelDevice:
             failure, pages = self._tables.check_append(c), PageWork()
             if failure is None:
                 outcome = self._pages.run(Opcode.APPEND, c)
-                pages, failure = outcome.work, outcome.failure or self._tables.check_pages(c)
+                pages, failure = outcome.work, outcome.failure
             if failure is not None:
                 self._time(done[i], self._pipeline.other(), failure)
                 continue

@@ -1,6 +1,7 @@
 """What the page manager of every device has to do; classes are made of it as of `DeviceSuite`."""
 
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import pytest
@@ -309,6 +310,43 @@ class PageSuite:
         table[:] = own
         world.tokens[0] = mine
         self._attended(world, [[0], [0]])
+
+    def test_an_append_cannot_write_a_page_out_of_reach(self, world: PageWorld) -> None:
+        """Whatever something has written over the block table: nothing changes, here or there.
+
+        A repair writes what its tenant reads, for all who share it.
+        """
+        size, pages = world.size, world.config.pages
+        world.open(0, 3 * size)
+        world.open(1, 3 * size, tenant=1)
+        world.open(2, size)
+        world.fork(2, 3, size)
+        own, foreign = (world.model.block_table(n) for n in (0, 1))
+        public = foreign.pop()
+        (shared,) = world.model.block_table(2)
+        start, end = 2 * size, 3 * size
+        world.do(Op.PIN, sequence=1, tenant=1, start=start, end=end, public=1)
+        table = world.model.sequences[0].table
+        for entry, (page, error, repaired) in product(
+            range(3),
+            (
+                (foreign[0], Error.BAD_TENANT, Error.BAD_TENANT),
+                (foreign[1], Error.BAD_TENANT, Error.BAD_TENANT),
+                (public, Error.BAD_TENANT, Error.OK),
+                (shared, Error.BAD_PAGE, Error.OK),
+                (pages - 1, Error.BAD_PAGE, Error.BAD_PAGE),  # free
+                (pages, Error.BAD_PAGE, Error.BAD_PAGE),
+            ),
+        ):
+            world.put([*own[:entry], page, *own[entry + 1 :]], table)
+            for repair, wanted in enumerate((error, repaired)):
+                done = world.do(Op.APPEND, start=1, tokens=3 * size - 1, repair=repair)
+                assert done["error"] == wanted
+                assert not wanted or done["index"] == max(0, entry * size - 1)
+            world.check()
+        world.put(own, table)
+        world.grow(0, 2)
+        world.check()
 
     def test_public_pages_are_read_and_never_written(self, world: PageWorld) -> None:
         size = world.size

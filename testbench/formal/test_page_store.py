@@ -96,6 +96,7 @@ class Contract(wiring.Component):
         ]  # fmt: skip
         old: Any = data.View(page_layout(self._config), asked[1])
         same = (told.tenant == old.tenant) & (told.public == old.public)
+        same &= told.shared == (old.references + old.pins > 1)
         m.d.comb += Assert(port.valid == come[1], OWNER)
         with m.If(port.valid):
             m.d.comb += Assert((told.live == old.live) & (~old.live | same), OWNER)

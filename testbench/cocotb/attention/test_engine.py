@@ -30,6 +30,7 @@ from m890.testbench.hdl.attention.jobs import (
     make_job,
     output_bits,
 )
+from m890.testbench.hdl.kv.support import MINE
 
 
 class Engine(AttentionEngine):
@@ -57,8 +58,7 @@ class EngineBench:
         clocked.sink("done", taken=take, **options)
         ports = {"port_bytes": c.port_bytes, "address_bits": c.address_bits, **options}
         ReadServer(clocked, PORTS, memory, **ports)
-        held = {"live": 1, "public": 0, "damaged": 0, "tenant": 0}
-        OwnerServer(clocked, "owner", lambda page: held, owner_layout(c), **options)
+        OwnerServer(clocked, "owner", lambda page: MINE, owner_layout(c), **options)
         WriteServer(clocked, "write", memory.bytes, **ports)
         clocked.add(Script(self._load()))
         clocked.add(Script(self._watch()))

@@ -11,9 +11,11 @@ from m890.hdl.config import preset
 from m890.hdl.control.layouts import APPEND_DONE, append_layout
 from m890.hdl.kv.append import Append
 from m890.hdl.numerics.formats import Format
-from m890.testbench.cocotb.ports import Bytes, ReadServer, Script, WriteServer
+from m890.hdl.pages.guard import owner_layout
+from m890.testbench.cocotb.ports import Bytes, OwnerServer, ReadServer, Script, WriteServer
 from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
 from m890.testbench.cocotb.streams import Clocked, fields
+from m890.testbench.hdl.kv.support import MINE
 from m890.testbench.hdl.kv.test_append import POOL, SIZE, SOURCE, Command, check, make
 
 
@@ -26,14 +28,19 @@ class AppendBench:
         self.pools = [bytes(self.image.bytes[POOL:])]
         self.done: list[dict[str, int]] = []
         self.clocked = clocked = Clocked(dut)
-        self._command = clocked.source(
-            "command", layout=append_layout(c), stall=stall, seed=seed()
-        )
+        self._command = clocked.source("command", layout=append_layout(c), stall=stall, seed=seed())
         clocked.sink("done", stall=stall, seed=seed(), taken=self._finish)
         memory = {"port_bytes": c.port_bytes, "address_bits": c.address_bits, "stall": stall}
         ReadServer(clocked, ("read", "table"), self.image, seed=seed(), **memory)
         WriteServer(clocked, "write", self.image.bytes, seed=seed(), **memory)
+        OwnerServer(
+            clocked, "owner", self._owner, owner_layout(c), stall=stall, seed=seed()
+        )  # fmt: skip
+        self.strangers: set[int] = set()  # pages of another tenant
         clocked.add(Script(self._feed()))
+
+    def _owner(self, page: int) -> dict[str, int]:
+        return MINE | {"tenant": int(page in self.strangers)}
 
     def _finish(self, payload: int) -> None:
         self.done.append(fields(APPEND_DONE, payload))
@@ -65,19 +72,26 @@ async def every_format(dut: Any, stall: float) -> None:
 
 @cocotb.test()
 async def errors_and_after(dut: Any) -> None:
-    """A bad page changes nothing; a failed source row is named; the command after each is right."""
+    """A page that is bad or a stranger's changes nothing; a failed source row is named; the command
+    after each is right."""
     c, rng = config(), np.random.default_rng(seed())
     bad_page = make(rng, c, Format.E4M3, start=12, tokens=30, tiles=2, error=Error.BAD_PAGE)
     bad_page.pages[3] = c.pages
     bad_page.index = 3 * c.page_tokens - bad_page.start
     bad_row = make(rng, c, Format.E5M2, tokens=12, tiles=3, gap=0, error=Error.BUS_ERROR)
+    stranger = make(rng, c, Format.E4M3, start=12, tokens=30, tiles=2, error=Error.BAD_TENANT)
+    stranger.index = 2 * c.page_tokens - stranger.start
     good = [make(rng, c, Format.INT8, tokens=3, tiles=2, ident=n) for n in range(2)]
-    bench = AppendBench(dut, [bad_page, good[0], bad_row, good[1]], 0.2)
+    bench = AppendBench(dut, [bad_page, stranger, good[0], bad_row, good[1]], 0.2)
+    number = stranger.pages[2]
+    bench.strangers.add(number)
+    for one in (bad_page, bad_row, *good):
+        one.pages = [(n + 1) % c.pages if n == number else n for n in one.pages]
     bench.image.errors.add(SOURCE + 7 * bad_row.source_stride)  # no other command's rows reach it
     await bench.run()
-    check([bad_page, good[0]], bench.done[:2], bench.pools[:3])
-    assert (bench.done[2]["error"], bench.done[2]["index"]) == (Error.BUS_ERROR, 7)
-    check([good[1]], bench.done[3:], bench.pools[3:])
+    check([bad_page, stranger, good[0]], bench.done[:3], bench.pools[:4])
+    assert (bench.done[3]["error"], bench.done[3]["index"]) == (Error.BUS_ERROR, 7)
+    check([good[1]], bench.done[4:], bench.pools[4:])
 
 
 @on_both_simulators

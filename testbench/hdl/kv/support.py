@@ -86,6 +86,10 @@ def run(
     return spent
 
 
+MINE = {"live": 1, "public": 0, "shared": 0, "damaged": 0, "tenant": 0}
+"""The owner of a page that nobody has held: tenant 0 alone."""
+
+
 class Image:
     """An endless memory: every 64-bit address has its own bytes; some words are written over."""
 
@@ -99,13 +103,12 @@ class Image:
 
     def hold(self, page: int, tenant: int) -> None:
         """Makes a page one that the tenant may read: its own, or public if it is another's."""
-        free = {"live": 1, "public": 0, "damaged": 0, "tenant": tenant}
-        owner = self.owners.setdefault(page, free)
+        owner = self.owners.setdefault(page, MINE | {"tenant": tenant})
         owner["public"] |= owner["tenant"] != tenant
 
     def owner(self, page: int) -> dict[str, int]:
-        """Who holds a page; one that nobody has held is tenant 0's."""
-        return self.owners.get(page, {"live": 1, "public": 0, "damaged": 0, "tenant": 0})
+        """Who holds a page."""
+        return self.owners.get(page, MINE)
 
     def bytes(self, address: np.ndarray) -> np.ndarray:
         """Unwritten bytes at these addresses."""
@@ -140,7 +143,7 @@ async def owners(
         ready = chance.random() >= stall
         ctx.set(port.request.ready, ready)
         give = number is not None and due <= now and chance.random() >= stall
-        noise = {"live": 1, "public": 1, "damaged": 0, "tenant": 0}
+        noise = MINE | {"public": 1}
         ctx.set(port.valid, give)
         ctx.set(port.owner, image.owner(number) if give and number is not None else noise)
         number = None if give else number

@@ -16,7 +16,7 @@ from m890.hdl.layout import TAG_START, PageLayout
 from m890.hdl.numerics.formats import CODINGS, Format
 from m890.sim.golden.append import append
 from m890.sim.golden.rotate import rotate_kv
-from m890.testbench.hdl.kv.support import run, sink, source
+from m890.testbench.hdl.kv.support import MINE, Image, owners, run, sink, source
 from m890.testbench.hdl.memory.stubs import read_server, write_server
 from m890.testbench.hdl.numerics import numbers
 
@@ -42,6 +42,8 @@ class Command:
     gap: int = 0  # bytes between the pages, and between source rows
     tags: bool = False
     rotate: bool = False
+    tenant: int = 0
+    repair: bool = False
     layout: PageLayout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +65,7 @@ class Command:
             "tokens": tokens,
             "source_format": self.source_format, "k": SOURCE,
             "v": SOURCE + tokens * self.source_stride, "source_stride": self.source_stride,
-            "ident": self.ident,
+            "tenant": self.tenant, "repair": self.repair, "ident": self.ident,
         }  # fmt: skip
 
     def place_inputs(self, memory: bytearray) -> None:
@@ -130,11 +132,18 @@ def make(rng: np.random.Generator, config: CoreConfig, format: Format, **changes
 
 def play(
     command: list[Command], seed: int, *, latency: int = 3, bad: Any = lambda at: False,
-    bad_write: Any = lambda at: False,
+    bad_write: Any = lambda at: False, held: dict[int, dict[str, int]] | None = None,
+    stall: float = 0.0, changes: dict[int, int] | None = None,
 ) -> tuple[list[dict], list[bytes], int]:  # fmt: skip
-    """Runs commands one after another; (completions, pool after each, cycles)."""
+    """Runs commands one after another; (completions, pool after each, cycles).
+
+    Pages are tenant 0's alone, but for those that are `held`; owners are told with stalls.
+    `changes`: words of block tables that become another once their beat has been read.
+    """
     config = command[0].config
     dut = Append(config)
+    image = Image(config, seed)
+    image.owners = held or {}
     memory = bytearray(random.Random(seed).randbytes(SIZE))
     done: list[dict] = []
     pools: list[bytes] = [bytes(memory[POOL:])]
@@ -149,6 +158,11 @@ def play(
             }
         )
         pools.append(bytes(memory[POOL:]))
+
+    def table_read(address: int) -> bool:
+        if changes and address in changes:
+            memory[address : address + 4] = changes.pop(address).to_bytes(4, "little")
+        return bad(address)
 
     async def commands(ctx: Any) -> None:
         for n, one in enumerate(command):
@@ -166,8 +180,9 @@ def play(
         commands,
         completions,
         read_server(config, dut.read, memory, chance[0], latency=latency, bad=bad),
-        read_server(config, dut.table, memory, chance[1], latency=latency, bad=bad),
+        read_server(config, dut.table, memory, chance[1], latency=latency, bad=table_read),
         write_server(config, dut.write, memory, chance[2], latency=latency, bad=bad_write),
+        lambda ctx: owners(ctx, image, dut.owner, seed=seed, stall=stall),
         until=lambda: len(done) == len(command),
         limit=20000,
         after=50,
@@ -244,6 +259,53 @@ def test_bad_page(rng: np.random.Generator, seed: int, where: str) -> None:
     commands = [command, make(rng, TINY, Format.E4M3, tokens=3)]
     done, pools, _ = play(commands, seed)
     check(commands, done, pools)
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.6])
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+@pytest.mark.parametrize(
+    "owner,error,repairs",
+    [
+        ({"tenant": 2}, Error.BAD_TENANT, False),
+        ({"tenant": 2, "public": 1}, Error.BAD_TENANT, True),
+        ({"shared": 1}, Error.BAD_PAGE, True),
+        ({"live": 0, "public": 1}, Error.BAD_PAGE, False),
+        ({"damaged": 1}, Error.TABLE_ERROR, False),
+    ],
+)
+def test_a_page_that_it_may_not_write(
+    rng: np.random.Generator, seed: int, owner: dict[str, int], error: Error, repairs: bool,
+    where: str, stall: float,
+) -> None:  # fmt: skip
+    """Nothing is written; a repair writes where its tenant reads. The next command is right."""
+    command = [
+        make(rng, TINY, Format.E4M3, start=12, tokens=44, tiles=1, repair=repair)
+        for repair in (False, True)
+    ]
+    page = {"first": 1, "middle": 4, "last": 6}[where]
+    command[1].pages = command[0].pages
+    for one in command[: 1 if repairs else 2]:
+        one.error, one.index = error, max(0, page * TINY.page_tokens - one.start)
+    command.append(make(rng, TINY, Format.INT8, tokens=2, tiles=1))
+    number = command[0].pages[page]
+    command[2].pages = [n for n in command[0].pages[1:] if n != number][: len(command[2].pages)]
+    done, pools, _ = play(command, seed, held={number: MINE | owner}, stall=stall)
+    check(command, done, pools)
+
+
+def test_a_table_that_changes_meanwhile(rng: np.random.Generator, seed: int) -> None:
+    """Once all pages were found good, an entry names a stranger's: not a byte of it is written."""
+    command = make(rng, TINY, Format.FP16, start=0, tokens=64, tiles=2)
+    stranger = next(n for n in range(TINY.pages) if n not in command.pages)
+    changes = {TABLE + TINY.port_bytes: stranger}
+    held = {stranger: MINE | {"tenant": 1}}
+    done, pools, _ = play([command], seed, held=held, changes=changes)
+    assert (done[0]["error"], done[0]["index"]) == (Error.BAD_TENANT, 4 * TINY.page_tokens)
+    command.rows = command.rows[:, : done[0]["index"]]
+    want = bytearray(SIZE)
+    want[POOL:] = pools[0]
+    command.expect(want)
+    assert pools[1] == bytes(want[POOL:])
 
 
 @pytest.mark.parametrize("what", ["table", "source"])

@@ -11,7 +11,7 @@ from m890.hdl.config import PRESETS, CoreConfig
 from m890.hdl.kv.append import Append
 from m890.hdl.numerics.formats import CODINGS, Format
 from m890.hdl.numerics.hadamard import Rotate
-from m890.testbench.hdl.kv.support import run, sink, source
+from m890.testbench.hdl.kv.support import Image, owners, run, sink, source
 from m890.testbench.hdl.kv.test_append import SIZE, make
 
 TINY = PRESETS["tiny"]
@@ -88,6 +88,7 @@ def _cycles(
         _reads(TINY, dut.read, memory, read),
         _reads(TINY, dut.table, memory, read),
         _writes(dut.write, write),
+        lambda ctx: owners(ctx, Image(TINY, 0), dut.owner),
         until=lambda: bool(done),
         limit=2000,
     )
@@ -110,7 +111,7 @@ def test_latency(format: Format, tiles: int, rotate: bool) -> None:
 )
 @pytest.mark.parametrize("rotate", [False, True])
 def test_throughput(format: Format, tiles: int, rotate: bool) -> None:
-    """One tile per cycle: 2 tiles + header cycles per token, across pages."""
+    """One tile per cycle: 2 tiles + header cycles per token, and 5 for each page of several."""
     header = CODINGS[format].scaled
-    short, long = (_cycles(format, tiles, tokens, 3, 3, rotate=rotate) for tokens in (8, 24))
-    assert (long - short) == 16 * (2 * tiles + header)
+    short, long = (_cycles(format, tiles, tokens, 3, 3, rotate=rotate) for tokens in (40, 64))
+    assert (long - short) == 24 * (2 * tiles + header) + 5 * 3

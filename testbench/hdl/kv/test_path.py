@@ -9,7 +9,7 @@ from m890.hdl.kv.items import ItemKind
 from m890.hdl.layout import PageLayout, raw_stride
 from m890.hdl.numerics.formats import Format
 from m890.testbench.hdl.kv.bench import CONFIGS, STREAMS, Bench, make_job
-from m890.testbench.hdl.kv.support import Image
+from m890.testbench.hdl.kv.support import MINE, Image
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -81,7 +81,7 @@ def test_an_entry_that_names_a_page_out_of_reach(owner, error, stall, seed):
     for segment in jobs[1].segments:
         segment.row_mask = 1
     wrong = next(n for n in range(config.pages) if n not in image.owners)
-    image.owners[wrong] = {"live": 1, "public": 0, "damaged": 0, "tenant": 2} | owner
+    image.owners[wrong] = MINE | {"tenant": 2} | owner
     bad = jobs[1].segments[1]
     entry = max(bad.pages)
     bad.pages[entry] = image.words[bad.table + 4 * entry] = wrong

@@ -12,7 +12,7 @@ from m890.hdl.kv.translate import Translator
 from m890.hdl.layout import PageLayout
 from m890.hdl.numerics.formats import Format
 from m890.testbench.hdl.kv.bench import fields
-from m890.testbench.hdl.kv.support import Image, memory, owners, run, sink, source
+from m890.testbench.hdl.kv.support import MINE, Image, memory, owners, run, sink, source
 
 
 def translate(
@@ -108,7 +108,7 @@ def test_only_the_job_with_the_error_loses_chunks(seed):
     image = Image(config, seed)
     image.words |= {4096 + 4 * n: n for n in range(4)} | {4096 + 8: config.pages}
     image.words |= {12288: 7}
-    image.owners[7] = {"live": 1, "public": 0, "damaged": 0, "tenant": 1}
+    image.owners[7] = MINE | {"tenant": 1}
     image.errors.add(8192)
     good = [chunk(0, 0, 4096), chunk(0, 8, 4096)]
     raw = {"item": {"kind": ItemKind.RAW, "index": 3}, "source": 64}
