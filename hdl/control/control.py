@@ -221,6 +221,7 @@ class Control(wiring.Component):
             pages.copied.eq(dispatch.copied),
             pages.inject.eq(csr.page_inject),
             pages.forget.eq(csr.page_reset),
+            pages.drop.eq(csr.reset),
             csr.page_corrected.eq(pages.corrected),
             csr.page_fatal.eq(pages.fatal),
             dispatch.ready.eq(pages.ready),

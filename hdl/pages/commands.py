@@ -21,6 +21,7 @@ class Commands:
         one, length : the command's sequence as the table has it. tenant : whom it acts for.
         answer, answer_tenant : QUERY's. waiting : an APPEND is to be prepared; a COPY lets it pass
         between two pages. put, put_index, put_entry : write this entry of the sequence table.
+        drop : do not try again what memory refuses to have finished.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Commands:
         self._place = Signal(16)  # COPY: page under way
         self._slot = Signal(32)
         self.waiting = Signal()  # an APPEND would like to pass a COPY
+        self.drop = Signal()
         # Write of a sequence's entry besides SAVE's
         self.put, self.put_index = Signal(), Signal(bits(config.sequences))
         self.put_entry: Any = Signal(sequence_layout(config))
@@ -77,15 +79,43 @@ class Commands:
                 self.f.blame(opcode, listed)
         self.m.d.sync += self._count.eq(walker.index)
 
+    def _insist(self, op: Op, state: str, then: str, opcode: Opcode | None = None) -> None:
+        """State `state`: the remembered walk to its very end; with `opcode`, errors are told.
+
+        All its entries have been read before. One that memory refuses now is read until it comes,
+        or the command would neither be carried out nor undone. A page whose word is damaged is
+        passed over.
+        """
+        m, f = self.m, self.f
+        walked = f"{state} WALKED"
+        with m.State(state):
+            m.next = then
+            with m.If(self._count != 0):
+                self._again(op, walked)
+        with m.State(walked):
+            refused = f.walker.error == Error.BUS_ERROR
+            past = (f.walker.index + ~refused)[: len(self._count)]
+            m.next = then
+            with m.If(f.walker.error != Error.OK):
+                m.d.sync += [
+                    self._address.eq(self._address + (past << 2)),
+                    self._count.eq(self._count - past),
+                ]
+                with m.If(~refused | ~self.drop):
+                    m.next = state
+                if opcode is not None:
+                    with m.If(~refused | self.drop):
+                        f.blame(opcode, "sequence")
+                        m.d.sync += f.error.eq(f.walker.error)
+
     def _undoing(self) -> None:
         m = self.m
         with m.State("UNDO"):
-            m.next = "REPORT"
-            with m.If(self._count != 0):
-                with m.Switch(self._undo):
-                    for op in (Op.HOLD, Op.DROP):
-                        with m.Case(op):
-                            self._again(op, "REPORT")
+            m.next = "UNDO DROP"
+            with m.If(self._undo == Op.HOLD):
+                m.next = "UNDO HOLD"
+        self._insist(Op.HOLD, "UNDO HOLD", "REPORT")
+        self._insist(Op.DROP, "UNDO DROP", "REPORT")
 
     def _open(self, index: Value, table: Value, limit: Value, pages: Value, shared: Value) -> None:
         """What SAVE writes: a new sequence."""
@@ -183,9 +213,14 @@ class Commands:
                     m.next = "FORK BACK"
             with m.Elif(rest):
                 at = (c.table + (self._count << 2))[: self.config.address_bits]
-                f.entry(at, f.page, "FORK SHARED")
+                f.entry(at, f.page, "FORK ENTERED")
             with m.Else():
                 m.next = "FORK SHARED"
+        with m.State("FORK ENTERED"):
+            with m.If(f.entries == 0):
+                m.next = "FORK SHARED"
+                with m.If(f.bus_error):
+                    f.fail(Error.BUS_ERROR, me, "table", 0, "FORK BACK")
         with m.State("FORK BACK"):  # the new page goes back to the free list
             m.d.sync += self._tail.eq(f.page)
             f.operate(Op.DROP, "FORK DROPPED", number=f.page, tenant=self.tenant)
@@ -221,11 +256,8 @@ class Commands:
             with m.If(f.walker.error != Error.OK):
                 self._failed(Opcode.TRIM, "sequence")
             with m.Else():
-                self._again(Op.COLLECT, "COLLECTED")
-        with m.State("COLLECTED"):
-            m.next = "SAVE"
-            with m.If(f.walker.error != Error.OK):  # what is given up stays so
-                f.fail(f.walker.error, Opcode.TRIM, "sequence", 0, "SAVE")
+                m.next = "COLLECT"
+        self._insist(Op.COLLECT, "COLLECT", "SAVE", Opcode.TRIM)
 
     def _drop_behind(self, keep: Value) -> None:
         at = (self.one.table + (keep << 2))[: self.config.address_bits]
@@ -253,7 +285,8 @@ class Commands:
             with m.If(f.walker.error != Error.OK):
                 self._failed(Opcode.PIN, "sequence")
             with m.Elif(pin.public):
-                self._again(Op.MARK, "SAVE")
+                m.next = "PIN MARK"
+        self._insist(Op.MARK, "PIN MARK", "SAVE", Opcode.PIN)
         with m.State("UNPIN"):
             self._remember(at, past - first, Op.HOLD, first=first, pin=1)
             with m.If(unpin.listed):
@@ -265,11 +298,8 @@ class Commands:
             with m.If(f.walker.error != Error.OK):
                 self._failed(Opcode.UNPIN, "sequence", "list")
             with m.Else():
-                self._again(Op.COLLECT, "UNPIN COLLECTED")
-        with m.State("UNPIN COLLECTED"):
-            m.next = "FINISH"
-            with m.If(f.walker.error != Error.OK):
-                f.fail(f.walker.error, Opcode.UNPIN, "sequence")
+                m.next = "UNPIN COLLECT"
+        self._insist(Op.COLLECT, "UNPIN COLLECT", "FINISH", Opcode.UNPIN)
 
     # ---------------------------------------------------------------- QUERY, QUOTA
 

@@ -61,7 +61,8 @@ class PageManager(wiring.Component):
         list, copy : ReadPorts of page lists and of pages. entry, page : WritePorts.
         owner : a PageGuard's OwnerPort, answered at any time (PageStore).
         forget : while idle: all as after reset. ready : the sweep has ended.
-        idle : no command is here.
+        idle : no command is here. drop : a command that memory keeps from its end is given up;
+        then counts are no longer those of block tables, until `forget`.
         inject, corrected, fatal : of the memories, see SecdedSram.
     Latency
         R and W: memory's answer to a read and to a write. FORK of n whole pages: n + n / (port
@@ -73,8 +74,9 @@ class PageManager(wiring.Component):
     Storage
         PageStore; sequences x (sequence_layout + TOKEN_BITS), with check bits.
     Errors
-        See docs/pages.md. BUS_ERROR: what was done is undone, but a COPY's earlier pages, the
-        pages that an APPEND was given, and what TRIM, RELEASE and UNPIN were told to give up.
+        See docs/pages.md. BUS_ERROR: what was done is undone, but a COPY's earlier pages and the
+        pages that an APPEND was given. What is undone or freed is done to the end: a block table or
+        list that memory refuses meanwhile is read again until it comes, or until `drop`.
     """
 
     i: stream.Interface
@@ -101,6 +103,7 @@ class PageManager(wiring.Component):
     forget: Signal
     ready: Signal
     idle: Signal
+    drop: Signal
     inject: Signal
     corrected: Signal
     fatal: Signal
@@ -134,6 +137,7 @@ class PageManager(wiring.Component):
                 "forget": In(1),
                 "ready": Out(1),
                 "idle": Out(1),
+                "drop": In(1),
                 "inject": In(2),
                 "corrected": Out(1),
                 "fatal": Out(1),
@@ -188,6 +192,7 @@ class PageManager(wiring.Component):
             copier.plane_entry.eq(self.plane_entry),
             check.limit.eq(self.limit),
             do.waiting.eq(self.prepare.valid),
+            do.drop.eq(self.drop),
             self.prepare.ready.eq(prepare.done),
             self.prepared.eq(prepare.done),
             self.prepared_outcome.eq(prepare.outcome),

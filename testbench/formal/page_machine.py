@@ -166,7 +166,9 @@ class PageMachine(wiring.Component):
         """The state behind the command with the one before."""
         world, opcode = self._world, self._opcode
         good = finished & (error == Error.OK)
-        refused = finished & (error != Error.OK) & (error != Error.BUS_ERROR)
+        # An APPEND keeps the pages that it was given before a bus error.
+        keeps = (opcode == Opcode.APPEND) & (error == Error.BUS_ERROR)
+        refused = finished & (error != Error.OK) & ~keeps
         quotas = Cat(*world.quotas)
         same = self._before(m, world.everything(), "state") == world.everything()
         before = [self._before(m, quota, f"quota{t}") for t, quota in enumerate(world.quotas)]

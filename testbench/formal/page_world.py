@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Assume, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Assume, Cat, Const, Module, Mux, Signal, Value
 from amaranth.hdl._ast import AnySeq
 from amaranth.lib import data
 
@@ -102,10 +102,13 @@ class PageWorld(PageState):
         walker, memory = self._inner["walker"], self.memory
         walk, layout = walker.walk, operation_layout(self.config)
         line, first = walk.address[4:6], walk.address[2:4]
-        # Pages that a bus error keeps from being given back are lost until reset, as PageManager
-        # says; and an undoing walk has to read again what was read before.
-        again = (walk.op == Op.COLLECT) | self._inner.state("manager", "UNDO")
-        broken = Mux(again, 0, AnySeq(PLACES))
+        # A walk that has to come to its end goes on until memory gives it all: the second time.
+        undoing = (self._inner.state("manager", f"UNDO {op}") for op in ("HOLD", "DROP"))
+        insists = Cat(walk.op == Op.COLLECT, walk.op == Op.MARK, *undoing).any()
+        refused = Signal(name="kept_refused")
+        broken = Mux(insists & refused, 0, AnySeq(PLACES))
+        with m.If(walker.start & insists):
+            m.d.sync += refused.eq(1)
         words, going, error = self.words, walker.start, Const(Error.OK, 8)
         index, shared, last = Const(0, 2), Const(0, 2), Const(0, NUMBER)
         row = [Signal(NUMBER, name=f"row{n}") for n in range(PLACES)]

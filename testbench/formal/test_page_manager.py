@@ -30,20 +30,20 @@ from m890.testbench.formal_runner import prove
 
 pytestmark = pytest.mark.formal
 CYCLES = {
-    Opcode.RELEASE: 18,
+    Opcode.RELEASE: 24,
     Opcode.QUERY: 16,
     Opcode.QUOTA: 17,
-    Opcode.TRIM: 18,
-    Opcode.CREATE: 24,
-    Opcode.PIN: 18,
-    Opcode.UNPIN: 20,
+    Opcode.TRIM: 24,
+    Opcode.CREATE: 30,
+    Opcode.PIN: 24,
+    Opcode.UNPIN: 26,
     Opcode.APPEND: 40,
-    Opcode.FORK: 48,
+    Opcode.FORK: 56,
 }
 """Cycles until the longest run of a command is over, where memory answers at once."""
 QUICK = (Opcode.RELEASE, Opcode.QUERY, Opcode.QUOTA)
 """Commands whose proofs take seconds."""
-NEAR = tuple(o for o in CYCLES if CYCLES[o] <= 24)
+NEAR = tuple(o for o in CYCLES if CYCLES[o] <= 30)
 """Commands whose twins are refuted in seconds."""
 TIMEOUT = 1800
 """Seconds until a proof is given up: ten times what the longest takes."""
@@ -72,8 +72,11 @@ TWINS = {
         'self._again(Op.LOOK, "GIVEN UP")', REFERENCES,
     ),
     "pages given up are not freed": (
-        Opcode.RELEASE, commands, 'self._again(Op.COLLECT, "COLLECTED")',
-        'self._again(Op.LOOK, "COLLECTED")', KEPT,
+        Opcode.RELEASE, commands, 'self._insist(Op.COLLECT, "COLLECT",',
+        'self._insist(Op.LOOK, "COLLECT",', KEPT,
+    ),
+    "what memory refuses is left as it is": (
+        Opcode.RELEASE, commands, "with m.If(~refused | ~self.drop):", "with m.If(~refused):", KEPT
     ),
     "a sequence is saved in a commit's cycle only": (
         Opcode.RELEASE, manager, "with m.If(~self.commit):", "with m.If(self.commit):", ENDS,

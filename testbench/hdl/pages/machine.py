@@ -93,10 +93,7 @@ class PageMachine:
 
     def _owners(self) -> list[tuple[int, ...]]:
         """Of every page of the model, what a PageGuard is to be told."""
-        return [
-            (1, p.public, p.tenant, p.references + p.pins > 1) if p else (0,)
-            for p in self.model.pages
-        ]
+        return [(1, p.public, p.tenant) if p else (0,) for p in self.model.pages]
 
     async def _ask(self, ctx: Any) -> None:
         """Questions as a PageGuard's, with pauses."""
@@ -120,7 +117,7 @@ class PageMachine:
                 open_, pause = False, chance.choice((0, 0, 1, 5))
 
     def _answered(self, number: int, owner: Any) -> None:
-        found = (1, owner.public, owner.tenant, owner.shared) if owner.live else (0,)
+        found = (1, owner.public, owner.tenant) if owner.live else (0,)
         assert not owner.damaged
         if found not in (self._past[number], self._owners()[number]):
             self._odd.append((number, found))  # the command under way has changed it

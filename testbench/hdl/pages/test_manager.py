@@ -124,6 +124,143 @@ def test_a_fork_that_meets_a_bus_error_is_undone(seed, where):
     machine.run(test)
 
 
+def among_others(machine, case):
+    """Commands that open and pin, then the one that meets bus errors: pages shared and not."""
+    lists = machine.map.lists
+    table = {"table": machine.map.tables + 2 * machine.map.table_bytes, "limit": 8 * SIZE}
+    setup = [
+        *opened(machine, 0, 6 * SIZE + 1),
+        forked(machine, 0, 1, 4 * SIZE),
+        command(Opcode.PIN, sequence=0, end=5 * SIZE),
+    ]
+    last = {
+        "CREATE": command(Opcode.CREATE, sequence=2, tokens=5 * SIZE, list=lists, **table),
+        "FORK": forked(machine, 0, 2, 5 * SIZE + 1),
+        "TRIM": command(Opcode.TRIM, tokens=SIZE + 1),
+        "RELEASE": command(Opcode.RELEASE),
+        "PIN": command(Opcode.PIN, end=6 * SIZE + 1, public=1),
+        "UNPIN": command(Opcode.UNPIN, end=5 * SIZE),
+        "UNPIN listed": command(Opcode.UNPIN, listed=1, list=lists, count=5),
+    }[case]
+    if case.startswith("UNPIN"):
+        setup.append(command(Opcode.TRIM, tokens=5 * SIZE))
+    if case == "UNPIN listed":
+        setup.append(command(Opcode.RELEASE))
+    return setup, last
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize(
+    "case", ["CREATE", "FORK", "TRIM", "RELEASE", "PIN", "UNPIN", "UNPIN listed"]
+)
+def test_a_bus_error_at_any_beat_loses_nothing(seed, case, twice):
+    """Of tables and lists, read or written; `twice`: the next beat, too. A command that fails has
+    changed nothing, and can be given again; any other is carried out."""
+    config = TINY.with_(pages=12, sequences=3, tenants=2)
+    map = memory_map(config, 1, tokens=8 * SIZE)
+    here = range(map.tables, map.planes[0][0])
+    failing, seen = set(), []
+
+    def bad(address):
+        if address not in here:
+            return False
+        seen.append(address)
+        return len(seen) - 1 in failing
+
+    machine = PageMachine(config, map, seed, bad=bad)
+    outcomes = Counter()
+
+    async def prepare(setup):
+        for c in setup:
+            await machine.both(*c)
+            if c[0] == Opcode.APPEND:
+                pages = machine.model.block_table(0)[:5]
+                machine.model.memory[map.lists :][:20].view("<u4")[:] = pages
+
+    def forget_closed():
+        """Tables of closed sequences, lists and free pages may hold anything: the model's."""
+        model, (base, stride, _) = machine.model, map.planes[0]
+        free = (range(base + n * stride, base + (n + 1) * stride) for n in model.free)
+        tables = (map.tables + n * map.table_bytes for n in range(config.sequences))
+        closed = (
+            range(at, at + map.table_bytes)
+            for n, at in enumerate(tables)
+            if n not in model.sequences
+        )
+        for part in (range(map.lists, base), *free, *closed):
+            machine.memory[part.start : part.stop] = model.memory[part].tobytes()
+
+    async def give_back():
+        model = machine.model
+        for number in list(model.sequences):
+            await machine.both(*command(Opcode.RELEASE, sequence=number))
+        for number, page in enumerate(model.pages):
+            for _ in range(page.pins if page else 0):
+                model.memory[map.lists :][:4].view("<u4")[:] = number
+                await machine.both(*command(Opcode.UNPIN, listed=1, list=map.lists, count=1))
+        assert len(model.free) == config.pages
+
+    async def test(machine):
+        setup, last = among_others(machine, case)
+        await prepare(setup)
+        beat, met = 0, True
+        while met:
+            seen.clear()
+            failing.update((beat, beat + 1) if twice else (beat,))
+            forget_closed()
+            found = await machine.perform(*last)
+            met = len(seen) > beat
+            failing.clear()
+            outcomes[Error(found.error)] += met
+            if found.error:
+                assert Error(found.error) == Error.BUS_ERROR
+                forget_closed()
+                await machine.same_state()
+            else:
+                assert not machine.model.run(*last).error
+                await machine.same_state()
+                await give_back()
+                await prepare(setup)
+            beat += 1
+        assert not found.error, "the last time no beat failed"
+
+    machine.run(test)
+    assert outcomes[Error.BUS_ERROR] >= 2
+    assert case in ("CREATE", "FORK") or outcomes[Error.OK] >= 2, outcomes
+
+
+def test_a_reset_ends_what_memory_refuses_for_good(seed):
+    map = memory_map(TINY, 1, tokens=16 * SIZE)
+    armed, seen = [], []
+
+    def bad(address):
+        seen.extend(armed)
+        return len(seen) > 2  # pages are given up: two beats; freed: never
+
+    machine = PageMachine(TINY, map, seed, bad=bad)
+
+    async def test(machine):
+        ctx, unit = machine.ctx, machine.unit
+        for c in opened(machine, 0, 8 * SIZE):
+            await machine.both(*c)
+        armed.append(True)
+        opcode, c = command(Opcode.RELEASE)
+        word = int.from_bytes(COMMANDS[opcode].pack(**c), "little")
+        ctx.set(unit.i.payload, {"data": word, "ident": 1})
+        ctx.set(unit.i.valid, 1)
+        await ctx.tick().until(unit.i.ready)
+        ctx.set(unit.i.valid, 0)
+        for _ in range(500):
+            await ctx.tick()
+            assert not ctx.get(unit.event.valid)
+        assert len(seen) > 20, "it is tried again and again"
+        ctx.set(unit.drop, 1)
+        await ctx.tick().until(unit.event.valid)
+        assert Error(ctx.get(unit.event.payload).error) == Error.BUS_ERROR
+
+    machine.run(test)
+
+
 @pytest.mark.parametrize("latency", [5, 40])
 def test_a_fork_takes_a_cycle_and_a_table_entry_per_page(seed, latency):
     config = TINY.with_(pages=400, planes=3)

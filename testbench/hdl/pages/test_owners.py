@@ -37,7 +37,8 @@ def test_answers_go_to_who_asked(stall: float, pause: float, seed: int) -> None:
                 waited += 1
                 assert waited < 200
             ctx.set(port.request.valid, 0)
-            owner, answered = None, False
+            owner: Any = None
+            answered = False
             while not answered:
                 _, _, answered, owner = await ctx.tick().sample(port.valid, port.owner)
             assert {name: owner[name] for name in MINE} == image.owner(page)
