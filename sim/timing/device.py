@@ -14,8 +14,9 @@ from m890.hdl.registers import ADDRESS
 from m890.sim.timing.checks import PLANE_FIELD, Failure, Plane, Tables, plane_page
 from m890.sim.timing.execute import Append, Attend, Executor
 from m890.sim.timing.jobs import JobReader
-from m890.sim.timing.model import PageWork, Pipeline, Timing
-from m890.sim.timing.pages import MANAGED, PageUnit
+from m890.sim.timing.manager import PageWork
+from m890.sim.timing.model import Pipeline, Timing
+from m890.sim.timing.pages import MANAGED, Managed, PageUnit
 from m890.sim.timing.registers import RegisterFile
 
 
@@ -149,10 +150,11 @@ class ModelDevice:
         self._jobs.forget()
         for c, one in zip(commands, done, strict=True):
             outcome = self._pages.run(opcode, c)
-            cycles = self._pipeline.manage(outcome.work, background=opcode == Opcode.COPY)
+            taken = self._pipeline.manager.command(opcode, c, outcome.work, self._pages.planes)
+            cycles = self._pipeline.manage(taken, background=opcode == Opcode.COPY)
             one["index"], one["beats"] = outcome.index, outcome.value
             self._time(one, cycles, outcome.failure)
-            self._count_copied(outcome.work.copied)
+            self._count_copied(outcome.copied)
 
     def _count_copied(self, count: int) -> None:
         self._registers.counters["READ_BYTES"] += count
@@ -173,10 +175,10 @@ class ModelDevice:
         for i, c in enumerate(commands):
             if jobs and jobs[-1].command["repair"]:
                 write()  # before a page that it rewrites is copied
-            failure, pages = self._tables.check_append(c), PageWork()
+            failure, pages = self._tables.check_append(c), Managed(PageWork())
             if failure is None:
-                outcome = self._pages.run(Opcode.APPEND, c)
-                pages, failure = outcome.work, outcome.failure
+                pages = self._pages.run(Opcode.APPEND, c)
+                failure = pages.failure
             if failure is not None:
                 self._time(done[i], self._pipeline.other(), failure)
                 continue
@@ -187,7 +189,10 @@ class ModelDevice:
             jobs.append(Append(c, plane, self._tables.sequences[c["sequence"]].table))
             places.append(i)
             tiles = plane.layout.tiles
-            self._time(done[i], self._pipeline.append(plane.layout, c["tokens"], pages))
+            prepare = 0
+            if pages.work.pages:
+                prepare = self._pipeline.manager.prepare(pages.work, self._pages.planes)
+            self._time(done[i], self._pipeline.append(plane.layout, c["tokens"], prepare))
             self._count_copied(pages.copied)
             counters["TOKENS"] += c["tokens"]
             counters["READ_BYTES"] += 2 * c["tokens"] * tiles * self.config.port_bytes

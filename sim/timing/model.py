@@ -1,4 +1,4 @@
-"""How long commands take: a model of the core's time, to be calibrated against RTL."""
+"""How long commands take: a model of the core's time, calibrated against RTL (bench `timing`)."""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from m890.hdl.config import CoreConfig
 from m890.hdl.layout import PageLayout, raw_stride
 from m890.hdl.numerics.formats import OutputFormat
+from m890.sim.timing.manager import ManagerTime, Steps
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,6 @@ class Work:
 
 
 @dataclass(frozen=True)
-class PageWork:
-    """What a command makes the page manager do. shared: counts only go up. copied: bytes."""
-
-    pages: int = 0
-    shared: bool = True
-    copied: int = 0
-
-
-@dataclass(frozen=True)
 class Timing:
     """Cycles of the core's stages, where they do not follow from the work.
 
@@ -69,16 +61,18 @@ class Timing:
     memory: int = 100  # from a read's address to its first beat, and from a write to its answer
     fetch: int = 15  # from the doorbell to the first command, without the memory
     command: int = 28  # from a command to the next in dispatch
-    append: int = 25  # of an APPEND beside its memory accesses and tokens
-    tables: int = 60  # of a job beside the memory: check, rows, segments
-    load: int = 40  # ... queries
-    first: int = 60  # ... first table entry and first K
-    score: int = 60  # from the last beat to the last V
-    drain: int = 20
-    write: int = 80  # of the output's last beats
-    manage: int = 60  # of a command of the page manager, beside its memory accesses and pages
-    give: int = 8  # of an APPEND that gets a page, without the memory
-    free: int = 5  # to give up a page
+    append: int = 53  # of an APPEND beside its memory accesses and tokens
+    follow: int = 20  # of these, those in which the next APPEND has begun
+    writes: int = 16  # writes of an APPEND that memory has not acknowledged, at most
+    turn: int = 3  # of such a write, beside the memory
+    tables: int = 40  # of a job beside the memory: check, rows, segments
+    load: int = 25  # ... queries
+    first: int = 30  # ... first table entry and first K
+    score: int = 40  # from the last beat to the last V
+    drain: int = 10
+    write: int = 45  # of the output's last beats
+    steps: Steps = Steps()  # of the page manager
+    ahead: int = 45  # of a beat of K or V that was asked for, beside the memory
     efficiency: float = 1.0  # of the memory's read side, as a share of the port
 
 
@@ -87,14 +81,14 @@ class Pipeline:
 
     Function
         Commands are dispatched in order, one per `command` cycles. APPENDs run one after the other:
-        2 memory + append + tokens x (2 tiles; one more with headers).
+        2 memory + append + tiles + tokens x (2 tiles; one more with headers), or what the writes
+        take: after every `writes` of them memory + turn, for the oldest one's answer.
         A job's tables and queries load ahead of the array, which has two slots: a slot is
         taken when its job before last has been drained. The array then is busy for
         max(beats, read bytes / (port bytes x efficiency)); the drain of rows x head / drain_lanes
         cycles and the write come after it. A job waits for all APPENDs before it.
-        The page manager carries out one command after the other: manage + 4 memory + a cycle per
-        page and one per beat of page numbers, or `free` cycles per page, + a cycle per beat that it
-        copies. It waits for the APPENDs before; they and jobs wait for it, except for COPY.
+        The page manager carries out one command after the other (ManagerTime). It waits for the
+        APPENDs before; they and jobs wait for it, except for COPY.
     Members
         submit(cycle) : the doorbell. attend, append, manage, other : (start, end) of the next
         command.
@@ -102,6 +96,7 @@ class Pipeline:
 
     def __init__(self, config: CoreConfig, timing: Timing) -> None:
         self.config, self.timing = config, timing
+        self.manager = ManagerTime(config, timing.memory, timing.steps)
         self.dispatch = self.array = self.appended = 0
         self.managed = self.settled = 0  # the latter: without COPY
         self.slots = [0, 0]
@@ -116,31 +111,27 @@ class Pipeline:
         start, self.dispatch = self.dispatch, self.dispatch + self.timing.command
         return start, self.dispatch + self.timing.memory
 
-    def manage(self, work: PageWork, *, background: bool = False) -> tuple[int, int]:
-        t, port = self.timing, self.config.port_bytes
-        start, self.dispatch = self.dispatch, self.dispatch + t.command
-        each = work.pages + 4 * work.pages // port if work.shared else t.free * work.pages
-        cycles = t.manage + 4 * t.memory + each + self._copy(work)
+    def manage(self, cycles: int, *, background: bool = False) -> tuple[int, int]:
+        start, self.dispatch = self.dispatch, self.dispatch + self.timing.command
         self.managed = max(start, self.managed, self.appended) + cycles
         if not background:
             self.settled = self.managed
-        return start, self.managed + t.memory
+        return start, self.managed
 
-    def _copy(self, work: PageWork) -> int:
-        latency = 2 * self.timing.memory if work.copied else 0
-        return work.copied // self.config.port_bytes + latency
-
-    def append(
-        self, layout: PageLayout, tokens: int, pages: PageWork | None = None
-    ) -> tuple[int, int]:
+    def append(self, layout: PageLayout, tokens: int, prepare: int = 0) -> tuple[int, int]:
+        """`prepare`: cycles of the page manager, where it has to give pages."""
         t = self.timing
-        if pages is not None and pages.pages:  # dispatch waits until the page manager has them
-            given = t.give + t.memory + self._copy(pages)
-            self.dispatch = max(self.dispatch, self.settled) + given
-        start, self.dispatch = self.dispatch, self.dispatch + t.command
+        start = self.dispatch
+        if prepare:  # dispatch waits until the pages are there
+            self.dispatch = max(self.dispatch, self.settled) + prepare
+        given, self.dispatch = self.dispatch, self.dispatch + t.command
+        begin = max(given, self.appended - t.follow, self.settled)
+        writes = 2 * len(list(layout.groups)) + (layout.header_beats > 0)
         token = 2 * layout.tiles + (layout.header_beats > 0)
-        begin = max(start, self.appended, self.settled)
-        self.appended = begin + 2 * t.memory + t.append + tokens * token
+        last = tokens * writes - 1  # writes before it
+        answers = last // t.writes * (t.memory + t.turn) + last % t.writes * token // writes
+        cycles = max(tokens * token, answers)
+        self.appended = begin + 2 * t.memory + t.append + layout.tiles + cycles
         return start, self.appended
 
     def attend(self, work: Work) -> tuple[int, int]:
@@ -149,7 +140,9 @@ class Pipeline:
         ready = max(start + t.memory + t.tables + work.rows, self.appended, self.settled)
         loaded = max(ready, self.slots[0]) + t.memory + t.load + work.rows * work.layout.tiles
         begin = max(loaded + 2 * t.memory + t.first, self.array)
-        port = math.ceil(work.read_bytes / (config.port_bytes * t.efficiency))
+        # Of K's stream and V's, no more is on its way at a time than there is room for.
+        held = max(1.0, (t.memory + t.ahead) / (2 * config.fifo_beats))
+        port = math.ceil(work.read_bytes * held / (config.port_bytes * t.efficiency))
         self.array = begin + max(work.beats, port)
         drain = work.rows * work.layout.tiles * config.lanes // config.drain_lanes
         drained = self.array + t.score + drain + t.drain

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from m890.hdl.commands import Error, Opcode
 from m890.sim.golden.pages import PageManager, Result
 from m890.sim.timing.checks import Failure
-from m890.sim.timing.model import PageWork
+from m890.sim.timing.manager import PageWork
 
-SHARING = frozenset({Opcode.CREATE, Opcode.FORK, Opcode.PIN})
-"""Commands that take a page per cycle, as they only count up."""
 MANAGED = frozenset(Opcode) - {
     Opcode.NOP, Opcode.FENCE, Opcode.PLANE, Opcode.APPEND, Opcode.ATTEND
 }  # fmt: skip
@@ -17,9 +15,10 @@ MANAGED = frozenset(Opcode) - {
 
 @dataclass(frozen=True)
 class Managed:
-    """Outcome of a command. index, value: of a QUERY, its tenant and its answer."""
+    """Outcome of a command. copied: bytes. index, value: of a QUERY, its tenant and its answer."""
 
     work: PageWork
+    copied: int = 0
     failure: Failure | None = None
     index: int = 0
     value: int = 0
@@ -31,17 +30,28 @@ class PageUnit:
     def __init__(self, manager: PageManager) -> None:
         self.manager, self.config = manager, manager.config
 
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """Port beats of a page in each plane, 0 where none is defined."""
+        size, defined = self.config.port_bytes, self.manager.planes
+        return tuple(
+            defined[n][2] // size if n in defined else 0 for n in range(self.config.planes)
+        )
+
     def run(self, opcode: Opcode, c: dict[str, int]) -> Managed:
         """One command, or of an APPEND what gives it its pages."""
-        before, pages = self.manager.copied, self._pages(opcode, c)
-        free = len(self.manager.free)
-        result = self.manager.run(opcode, c)
+        manager = self.manager
+        before, pages, free = manager.copied, self._pages(opcode, c), len(manager.free)
+        result = manager.run(opcode, c)
         if result.error != Error.OK:
-            return Managed(PageWork(), _failure(result))
+            return Managed(PageWork(done=False), 0, _failure(result))
+        gained = len(manager.free) - free
         if opcode == Opcode.APPEND:
-            pages = free - len(self.manager.free)
-        work = PageWork(pages, opcode in SHARING, self.manager.copied - before)
-        return Managed(work, None, result.index, result.value)
+            pages = -gained
+        copied = manager.copied - before
+        each = sum(plane[2] for plane in manager.planes.values())
+        work = PageWork(pages, max(0, gained), copied // each if each else 0)
+        return Managed(work, copied, None, result.index, result.value)
 
     def _pages(self, opcode: Opcode, c: dict[str, int]) -> int:
         """Pages whose counts the command changes, if it is carried out."""
