@@ -38,6 +38,7 @@ class CoreConfig:
     max_segments: int = 16  # segments per job
     p_depth: int = 4  # chunks whose p may wait for V: how far K runs ahead of V
     drain_lanes: int = 4  # output features normalised per cycle; divides `lanes`
+    load_lanes: int = 4  # features of queries, and of new K and V, rotated per cycle
     fifo_beats: int = 64  # port beats buffered per KV stream (hides the memory latency)
     softcap: bool = True  # build the soft-cap unit
     rotation: bool = True  # build the units that rotate K, V, queries and the output
@@ -72,6 +73,11 @@ class CoreConfig:
         need(
             power(self.drain_lanes) and self.drain_lanes <= self.lanes // 2,
             "drain_lanes",
+            f"a power of two of at most lanes / 2 ({self.lanes // 2})",
+        )
+        need(
+            power(self.load_lanes) and self.load_lanes <= self.lanes // 2,
+            "load_lanes",
             f"a power of two of at most lanes / 2 ({self.lanes // 2})",
         )
         need(
@@ -147,16 +153,17 @@ PRESETS: dict[str, CoreConfig] = {
     for c in (
         CoreConfig(
             "tiny", rows=4, lanes=8, page_tokens=8, max_head=32, pages=64, planes=16, sequences=16,
-            tenants=4, max_segments=8, drain_lanes=2, fifo_beats=32,
+            tenants=4, max_segments=8, drain_lanes=2, load_lanes=2, fifo_beats=32,
         ),
-        CoreConfig("small", fifo_beats=128),
+        CoreConfig("small", drain_lanes=2, load_lanes=2, fifo_beats=128),
         CoreConfig(
             "edge", rows=16, lanes=32, page_tokens=32, max_head=128, pages=16384, planes=256,
-            sequences=256, tenants=64, drain_lanes=8, fifo_beats=128,
+            sequences=256, tenants=64, drain_lanes=8, load_lanes=8, fifo_beats=128,
         ),
         CoreConfig(
             "m890", rows=64, lanes=64, page_tokens=64, max_head=256, pages=65536, planes=1024,
-            sequences=1024, tenants=1024, max_segments=64, drain_lanes=16, fifo_beats=256,
+            sequences=1024, tenants=1024, max_segments=64, drain_lanes=16, load_lanes=16,
+            fifo_beats=256,
         ),
     )
 }  # fmt: skip

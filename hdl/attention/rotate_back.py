@@ -11,7 +11,10 @@ from m890.hdl.config import CoreConfig
 from m890.hdl.numerics.formats import WIDE_EXP_BITS, WIDE_SIG_BITS
 from m890.hdl.numerics.hadamard import (
     ALIGN_STAGES,
+    across,
+    across_stages,
     aligned,
+    delayed,
     largest_key,
     level_stages,
     magnitude_of,
@@ -39,8 +42,7 @@ class RotateBack(wiring.Component):
     Function
         docs/numerics.md, "Rotation". The `lanes` features of a tile are collected, as their largest
         exponent must be known. Then, word by word, they are aligned, and transformed within the
-        word; each result is added to or subtracted from every word of sums: the butterflies across
-        words. The sums leave word by word as wide floats.
+        word and across words. The sums leave word by word as wide floats.
     Members
         valid, i : In. A word of O; the words of a tile in order, with any gaps. row : In, with it.
         o_valid, o : Out. The rotated words, in order, those of a tile without gaps.
@@ -50,7 +52,7 @@ class RotateBack(wiring.Component):
     Throughput
         One word per cycle.
     Storage
-        Registers: `lanes` wide floats, and twice `lanes` sums of 29 + log2(lanes) bits.
+        Registers: `lanes` wide floats, and as many sums of 29 + log2(lanes) bits.
     """
 
     valid: Signal
@@ -79,8 +81,7 @@ class RotateBack(wiring.Component):
         c = self._config
         words, within = c.lanes // c.drain_lanes, level_stages(c.drain_lanes)
         collect = 1 + within + 1 + words
-        across = ALIGN_STAGES + within + 1
-        return collect + across + words + RESULT_STAGES
+        return collect + ALIGN_STAGES + within + across_stages(words) + RESULT_STAGES
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -93,7 +94,8 @@ class RotateBack(wiring.Component):
             lanes.append(aligned(m, word[n].sig, distance, word[n].sign, more, name=f"lane{n}"))
         parts = transform(m, lanes, name="level")
         since = ALIGN_STAGES + level_stages(width)
-        sums, tag = self._across(m, parts, _delayed(m, tag, since, name="aligned"))
+        tag = delayed(m, tag, since, name="aligned")
+        sums, tag = across(m, parts, tag, self._config.lanes // width, name="across")
         self._results(m, sums, tag)
         return m
 
@@ -147,38 +149,7 @@ class RotateBack(wiring.Component):
             for n in range(words):
                 with m.Case(n):
                     m.d.sync += out.eq(held[n])
-        return out, _delayed(m, full, 1, name="out")
-
-    def _across(self, m: Module, parts: list[Value], tag: Any) -> tuple[list[Value], Any]:
-        """The butterflies across words; returns the sums of one word, a tile's in order."""
-        words, width = self._config.lanes // len(parts), len(parts)
-        shape = signed(len(parts[0]) + bits(words))
-        sums = [
-            [Signal(shape, name=f"sum{w}_{n}", reset_less=True) for n in range(width)]
-            for w in range(words)
-        ]
-        ready = [
-            [Signal(shape, name=f"ready{w}_{n}", reset_less=True) for n in range(width)]
-            for w in range(words)
-        ]
-        begins = tag.word == 0
-        for w in range(words):
-            negative = wire(m, (tag.word & w).xor(), name=f"negative{w}")
-            for part, total in zip(parts, sums[w], strict=True):
-                following = Mux(negative, total - part, total + part)
-                m.d.sync += total.eq(Mux(begins, part, following))
-        full = _delayed(m, tag, 1, name="summed")
-        leaving = bundle(self._tag(), name="leaving")
-        with m.If(leaving.valid):
-            m.d.sync += [leaving.word.eq(leaving.word + 1)]
-            m.d.sync += leaving.valid.eq(leaving.word != words - 1)
-            for now, following in zip(ready, ready[1:], strict=False):
-                m.d.sync += [a.eq(b) for a, b in zip(now, following, strict=True)]
-        with m.If(full.valid & (full.word == words - 1)):
-            m.d.sync += [leaving.eq(full), leaving.word.eq(0)]
-            for row, source in zip(ready, sums, strict=True):
-                m.d.sync += [a.eq(b) for a, b in zip(row, source, strict=True)]
-        return list(ready[0]), leaving
+        return out, delayed(m, full, 1, name="out")
 
     def _results(self, m: Module, sums: list[Value], tag: Any) -> None:
         """Sums as wide floats, with the features' signs."""
@@ -191,7 +162,7 @@ class RotateBack(wiring.Component):
                 with m.Case(w):
                     own = negated[w * width : (w + 1) * width]
                     m.d.comb += flips.eq(sum(s << n for n, s in enumerate(own)))
-        late = _delayed(m, tag, RESULT_STAGES - 1, name="result")
+        late = delayed(m, tag, RESULT_STAGES - 1, name="result")
         # An aligned value's top bit weighs 2^top; the sum has log2(lanes) bits more, of which
         # query_shift are the factor.
         top = delay(m, tag.top + (LEAST_EXP + kv_shift(c.lanes)), 1, name="top_exp")
@@ -214,13 +185,3 @@ class RotateBack(wiring.Component):
 def _key(value: Any) -> Value:
     """Order of exponents as that of integers; zeros are below all."""
     return Mux(value.sig[-1], value.exp.as_unsigned() ^ -LEAST_EXP, 0)[:WIDE_EXP_BITS]
-
-
-def _delayed(m: Module, tag: Any, cycles: int, *, name: str) -> Any:
-    """A tag some cycles later; its valid bit has a reset."""
-    late = bundle(tag.shape(), name=f"{name}_tag")
-    m.d.comb += [
-        late.eq(delay(m, tag, cycles, name=name)),
-        late.valid.eq(delay(m, tag.valid, cycles, name=f"{name}_valid", reset=True)),
-    ]
-    return late

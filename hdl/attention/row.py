@@ -184,26 +184,24 @@ class Row(wiring.Component):
         ]
         here = Signal()
         m.d.comb += here.eq(~write.raw | (write.row == self.index))
-        sums = Signal(data.ArrayLayout(Wide, sub))
         old = [Signal(data.ArrayLayout(Wide, sub), name=f"old{s}") for s in range(2)]
         for s in range(2):
-            m.submodules[f"o{s}"] = o = Sram(
-                data.ArrayLayout(Wide, sub), c.max_head // sub, granularity=1
-            )
             visit = Signal(name=f"visit{s}")
-            m.d.comb += [
-                visit.eq(read.v & (read.set == s)),
-                o.read_address[0].eq(Mux(visit, read.word, self.drain.word)),
-                o.read_enable[0].eq(visit | (self.drain.enable & (self.drain.set == s))),
-                old[s].eq(o.read_data[0]),
-                o.write_address.eq(write.word),
-                o.write_data.eq(sums),
-            ]
+            m.d.comb += visit.eq(read.v & (read.set == s))
             for n in range(sub):
-                hit = here & write.v & (write.set == s) & (write.lane == n)
-                m.d.comb += o.write_enable[n].eq(hit)
-        for n in range(sub):
-            m.d.comb += sums[n].eq(add.o)
+                # Lanes are memories of their own: one is written while another one of the same word
+                # is read, but a feature not before it is written, nor are sets drained.
+                m.submodules[f"o{s}_{n}"] = o = Sram(
+                    Wide, c.max_head // sub, collisions=False, block=True
+                )
+                m.d.comb += [
+                    o.read_address[0].eq(Mux(visit, read.word, self.drain.word)),
+                    o.read_enable[0].eq(visit | (self.drain.enable & (self.drain.set == s))),
+                    old[s][n].eq(o.read_data[0]),
+                    o.write_address.eq(write.word),
+                    o.write_data.eq(add.o),
+                    o.write_enable.eq(here & write.v & (write.set == s) & (write.lane == n)),
+                ]
         drained = Signal()
         m.d.sync += drained.eq(self.drain.set)
         m.d.comb += self.o_word.eq(Mux(drained, old[1], old[0]))

@@ -108,8 +108,11 @@ class JobLoader(wiring.Component):
         m.submodules.queries = queries = QueryLoader(config)
         m.submodules.banks = banks = Queue(BANK_BITS, ATTENDS, sram=False)
         m.submodules.jobs = jobs = Sram(attend_layout(config), ATTENDS, reads=2)
-        m.submodules.rows = rows = Sram(ROW_ENTRY, ATTENDS << row_bits)
-        m.submodules.segments = segments = Sram(segment_layout(config), ATTENDS << segment_bits)
+        # A bank is read when it is complete, and written again when it has been read.
+        m.submodules.rows = rows = Sram(ROW_ENTRY, ATTENDS << row_bits, collisions=False)
+        m.submodules.segments = segments = Sram(
+            segment_layout(config), ATTENDS << segment_bits, collisions=False
+        )
         wiring.connect(m, wiring.flipped(self.i), tables.i)
         wiring.connect(m, banks.o, queries.i)
         for source, out in zip((tables, queries), self.event, strict=True):

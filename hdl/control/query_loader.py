@@ -12,7 +12,7 @@ from m890.hdl.control.checks import field_index
 from m890.hdl.control.layouts import EVENT, attend_layout, bits, query_layout, row_layout
 from m890.hdl.control.table_reader import BANK_BITS, ROW_ENTRY
 from m890.hdl.memory.ports import request_layout
-from m890.hdl.numerics.hadamard import BEAT, RotateBeats
+from m890.hdl.numerics.rotate import BEAT, RotateBeats
 from m890.hdl.numerics.rotation import query_shift
 from m890.hdl.wake import Gated, sleeps
 
@@ -36,9 +36,10 @@ class QueryLoader(wiring.Component):
         o : stream of LOADED. event : stream of EVENT, for a job with an error, whose bank is then
         free.
     Latency
-        4 cycles + the longer of rows and memory's latency + rows x tiles, and Rotate's.
+        4 cycles + the longer of rows and memory's latency + rows x tiles; if they are rotated,
+        RotateBeats' and rows x tiles x lanes / load_lanes.
     Throughput
-        One beat per cycle.
+        One beat per cycle, or RotateBeats'.
     """
 
     i: stream.Interface
@@ -139,7 +140,10 @@ class QueryLoader(wiring.Component):
                 with m.If(self.slot_free.bit_select(slot, 1)):
                     m.next = "LOAD"
             with m.State("LOAD"):
-                m.d.comb += [request.valid.eq(asked != job.rows), self.row_read.eq(1)]
+                m.d.comb += [
+                    request.valid.eq((asked != job.rows) & beats.may_ask), self.row_read.eq(1),
+                    beats.ask.eq(request.valid & request.ready),
+                ]  # fmt: skip
                 with m.If(request.valid & request.ready):
                     m.d.sync += [asked.eq(asked + 1), address.eq(address + job.query_stride)]
                 with m.If(written != job.rows):

@@ -141,7 +141,9 @@ class TableReader(wiring.Component):
         m = Module()
         config = self._config
         depth = table_depth(config)
-        m.submodules.tables = tables = Sram(config.port_bits, FETCHED * depth)
+        m.submodules.tables = tables = Sram(
+            config.port_bits, FETCHED * depth, collisions=False
+        )
         m.submodules.jobs = jobs = Queue(attend_layout(config), FETCHED, sram=True)
         m.submodules.check = check = AddressCheck(config)
         m.d.comb += check.limit.eq(self.limit)

@@ -44,12 +44,12 @@ class Append(wiring.Component):
     Latency
         One token, from `command` to `done`, in a memory that gives the first beat R cycles after a
         request and acknowledges a write after W: R + W + 3 tiles + header + 26 +
-        ceil(log2(lanes) / 2) cycles (`header`: 1 if the plane has headers), and Rotate's if it is
-        rotated.
+        ceil(log2(lanes) / 2) cycles (`header`: 1 if the plane has headers). If it is rotated,
+        RotateBeats' latency more, and its cycles for 2 tiles - 1 beats.
     Throughput
-        One tile per cycle, 2 tiles + header cycles per token, if memory takes the writes and R and
-        Rotate's latency are less than the time of 14 tokens: the rows of the next 16 are read
-        ahead. One command at a time.
+        One tile per cycle, 2 tiles + header cycles per token, if memory takes the writes and R is
+        less than the time of 14 tokens: the rows of the next 16 are read ahead. A rotated token
+        takes 2 tiles x lanes / load_lanes cycles. One command at a time.
     Backpressure
         command.ready and done.valid depend on state only. Reads are asked for where there is room.
     Storage

@@ -13,9 +13,9 @@ from m890.hdl.memory.ports import ReadPort
 from m890.hdl.memory.queue import Queue
 from m890.hdl.memory.sram import Sram
 from m890.hdl.numerics.formats import GROUP, Format
-from m890.hdl.numerics.hadamard import BEAT, RotateBeats
 from m890.hdl.numerics.pipeline import delay, largest, register
 from m890.hdl.numerics.quantise import RowScale, beat_groups, finite_magnitude
+from m890.hdl.numerics.rotate import BEAT, RotateBeats
 from m890.hdl.numerics.rotation import kv_shift
 
 ROWS = 32
@@ -45,11 +45,12 @@ class AppendSource(wiring.Component):
             place.
         tile : In. Beat of the offered row to read. beat : Out. That beat, one cycle later.
     Latency
-        Last beat to `row.valid`: 9 + ceil(log2(lanes) / 2) cycles, and Rotate's if it is rotated.
+        Last beat to `row.valid`: 9 + ceil(log2(lanes) / 2) cycles, and RotateBeats' if it is
+        rotated.
     Throughput
-        One beat per cycle.
+        One beat per cycle, or RotateBeats'.
     Backpressure
-        No request while ROWS rows are asked for or buffered.
+        No request while ROWS rows are asked for or buffered, or RotateBeats has no room.
     Storage
         ROWS x max_tiles port beats, 1 write port, 1 read port.
     """
@@ -86,8 +87,10 @@ class AppendSource(wiring.Component):
         ask, take = Signal(), Signal()
         addresses = [Signal(self._config.address_bits, name=f"next_{name}") for name in "kv"]
         value = left[0]  # an even number of rows: V is next where an odd one is left
+        m.submodules.rotate = beats = RotateBeats(self._config, kv_shift(self._config.lanes))
+        room = (held != ROWS) & beats.may_ask
         m.d.comb += [
-            ask.eq(left.any() & ~self.stop & (held != ROWS) & (~request.valid | request.ready)),
+            ask.eq(left.any() & ~self.stop & room & (~request.valid | request.ready)),
             take.eq(self.row.valid & self.row.ready),
             self.idle.eq((held == 0) & (left == 0)),
         ]
@@ -108,8 +111,8 @@ class AppendSource(wiring.Component):
             m.d.sync += left.eq(0)
         with m.Elif(self.start):
             m.d.sync += [left.eq(job.tokens << 1), addresses[0].eq(job.k), addresses[1].eq(job.v)]
-        m.submodules.rotate = beats = RotateBeats(self._config, kv_shift(self._config.lanes))
         m.d.comb += [
+            beats.ask.eq(ask),
             beats.enable.eq(job.rotate),
             beats.is_fp16.eq(job.source_format == Format.FP16),
             *(getattr(beats, n).eq(getattr(self.read, n)) for n in BEAT),
@@ -120,7 +123,9 @@ class AppendSource(wiring.Component):
 
     def _buffer(self, m: Module, beats: RotateBeats, take: Value) -> None:
         config = self._config
-        m.submodules.buffer = buffer = Sram(config.port_bits, ROWS * config.max_tiles)
+        m.submodules.buffer = buffer = Sram(
+            config.port_bits, ROWS * config.max_tiles, collisions=False
+        )
         fill, drain = Signal(range(ROWS)), Signal(range(ROWS))
         beat = Signal(bits(config.max_tiles))
         inside = bits(config.max_tiles) if config.max_tiles > 1 else 0

@@ -136,7 +136,9 @@ class HeaderReader(wiring.Component):
         """Headers with E8M0 scales; whether there is room for one more of any size."""
         beat = self.beat
         index = self.depth.bit_length() - 1
-        m.submodules.beats = beats = Sram(self.config.port_bits, self.depth, reads=2)
+        m.submodules.beats = beats = Sram(
+            self.config.port_bits, self.depth, reads=2, collisions=False
+        )
         # Positions count beats, with a bit more than the address: full is not empty.
         written, asked = Signal(index + 1), Signal(index + 1)
         write = self.valid & is_grouped(beat.format)

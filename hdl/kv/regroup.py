@@ -76,7 +76,7 @@ class Regroup(wiring.Component):
         index = self.depth.bit_length() - 1
         m.submodules.chunks = chunks = Queue(CHUNK_TAG, ITEM_DEPTH, sram=False)
         wiring.connect(m, wiring.flipped(self.chunk), chunks.i)
-        m.submodules.buffer = buffer = Sram(config.port_bits, self.depth)
+        m.submodules.buffer = buffer = Sram(config.port_bits, self.depth, collisions=False)
 
         written = Signal(index + 1)  # with a bit more than the address: full is not empty
         m.d.sync += written.eq(written + self.write)

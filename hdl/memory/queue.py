@@ -21,19 +21,23 @@ class Queue(wiring.Component):
     Backpressure
         i.ready depends on stored state only: no combinational path from o to i or back.
     Storage
-        depth payloads: registers, or with `sram` a memory and a register at the output.
+        depth payloads: registers, or with `sram` a memory and a register at the output; `block` as
+        of Sram.
     """
 
     i: stream.Interface
     o: stream.Interface
     level: Signal
 
-    def __init__(self, shape: ShapeLike, depth: int, *, sram: bool | None = None) -> None:
+    def __init__(
+        self, shape: ShapeLike, depth: int, *, sram: bool | None = None, block: bool = False
+    ) -> None:
         if depth < 1:
             raise ValueError(f"a queue holds at least one payload, not {depth}")
         self.depth = depth
         self._shape = shape
         self._sram = depth > 4 if sram is None else sram
+        self._block = block
         super().__init__(
             {
                 "i": In(stream.Signature(shape)),
@@ -63,7 +67,9 @@ class Queue(wiring.Component):
         with m.If(take):
             m.d.sync += write.eq(following(write))
         if self._sram:
-            m.submodules.sram = sram = Sram(self._shape, self.depth)
+            m.submodules.sram = sram = Sram(
+                self._shape, self.depth, collisions=False, block=self._block
+            )
             # `level` before this cycle's take: a payload written now can be read next cycle only.
             m.d.sync += self.o.valid.eq(self.level > give)
             m.d.comb += [

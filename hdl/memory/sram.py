@@ -11,7 +11,8 @@ class Sram(Elaboratable):
 
     Function
         A read enabled in cycle n shows its word in cycle n + 1 and holds it until the next read. A
-        read of the address written in the same cycle returns the old word.
+        read of the address written in the same cycle returns the old word, or, without
+        `collisions`, anything.
     Members
         write_address, write_data, write_enable : the write port. With `granularity`, `write_enable`
             has one bit per `granularity` bits of the word.
@@ -21,12 +22,21 @@ class Sram(Elaboratable):
         1 cycle.
     Storage
         depth x width bits, 1 write port, `reads` read ports.
+    Parameters
+        collisions : False where nobody needs what a read of the address just written returns. The
+            simulators return the old word all the same; synthesis need not, and block RAM, which
+            has no such mode, takes half the blocks then and no logic beside them.
+        block : Block RAM pays for this memory, shallow as it is.
     """
 
     def __init__(
-        self, shape: ShapeLike, depth: int, *, reads: int = 1, granularity: int | None = None
-    ) -> None:
-        self._memory = memory.Memory(shape=shape, depth=depth, init=[])
+        self, shape: ShapeLike, depth: int, *, reads: int = 1, granularity: int | None = None,
+        collisions: bool = True, block: bool = False,
+    ) -> None:  # fmt: skip
+        hints: Any = {} if collisions else {"no_rw_check": 1}  # of Yosys
+        if block:
+            hints["ram_style"] = "block"
+        self._memory = memory.Memory(shape=shape, depth=depth, init=[], attrs=hints)
         self.depth = depth
         self._write = self._memory.write_port(granularity=granularity)
         self._reads = [self._memory.read_port(domain="sync") for _ in range(reads)]

@@ -31,6 +31,7 @@ def command(
     max_segments: Annotated[int | None, typer.Option(help="Segments per job.")] = None,
     p_depth: Annotated[int | None, typer.Option(help="Chunks that K may run ahead of V.")] = None,
     drain_lanes: Annotated[int | None, typer.Option(help="Features normalised per cycle.")] = None,
+    load_lanes: Annotated[int | None, typer.Option(help="Features rotated per cycle.")] = None,
     fifo_beats: Annotated[int | None, typer.Option(help="Port beats buffered per stream.")] = None,
     softcap: Annotated[bool | None, typer.Option(help="Build the soft-cap unit.")] = None,
     address_bits: Annotated[int | None, typer.Option(help="Bits of a byte address.")] = None,

@@ -36,7 +36,15 @@ class Flow:
     script: str
 
 
-ECP5 = Flow("ecp5", "synth_lattice -family ecp5 -top {top} -noflatten")
+LOGIC_DELAY = 7000
+"""Picoseconds that LUTs in a row may take before the mapper spends more of them on being quick:
+without a target it makes every module as fast as it can be, at up to twice the LUTs."""
+ECP5 = Flow(
+    "ecp5",
+    f"""\
+scratchpad -set abc9.D {LOGIC_DELAY}
+synth_lattice -family ecp5 -top {{top}} -noflatten""",
+)
 GATES = Flow(
     "gates",
     """\
