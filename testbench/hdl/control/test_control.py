@@ -96,7 +96,7 @@ def test_every_command_reaches_its_engine_and_completes(seed, fp16, rotate):
     assert append == {
         "base": 0x8000, "stride": 0x140, "tiles": 2, "format": Format.E4M3, "rotate": rotate,
         "tags": 0, "start": 10, "table": SEQUENCE_TABLE + 64, "tokens": 7, "source_format": 1,
-        "k": QUERY, "v": OUTPUT, "source_stride": 0x20,
+        "k": QUERY, "v": OUTPUT, "source_stride": 0x20, "tenant": 0, "repair": 0,
     }  # fmt: skip
     (job,) = machine.jobs
     fields = attend(query_format=fp16)
