@@ -60,11 +60,14 @@ def _run(config: CoreConfig, context: BenchContext) -> list[Item]:
 
 
 def _native(config: CoreConfig, tokens: int, context: BenchContext) -> Timed:
+    from m890.sim.rtl.build import build
+    from m890.sim.rtl.cache import core_design
     from m890.sim.rtl.device import RtlDevice
 
+    design = core_design(config)
     device = RtlDevice(
         config, memory_bytes=memory_needed(config), latency=LATENCY, seed=context.seed,
-        say=context.progress.say,
+        design=design, library=build(design, fastest=True, say=context.progress.say).library,
     )  # fmt: skip
     try:
         return decode(device, tokens, context.seed, repeat=REPEAT)

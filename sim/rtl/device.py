@@ -62,7 +62,7 @@ class RtlDevice:
         stall : probability that a channel pauses in a cycle. seed : of stalls and of the random
             words in registers and memories at start.
         errors : byte range whose accesses the memory answers with an error.
-        waves : True for a simulator that can record waves (an eighth slower).
+        waves : True for a simulator that can record waves (half as fast).
         check : hold the core to the rules of AXI4.
     """
 
