@@ -3,7 +3,7 @@
 from typing import Any
 
 from amaranth.hdl import Assume, Cat, Cover, Module, Mux, Signal, Value
-from amaranth.hdl._ast import AnyConst, AnySeq, Initial
+from amaranth.hdl._ast import AnyConst, Initial
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
@@ -40,19 +40,18 @@ class PageMachine(wiring.Component):
     """One command on any state that holds between commands; the state behind it holds, too.
 
     So no sequence of commands of any length leads out of these states. An APPEND's tokens lie in
-    `pages` pages; with `passes` one comes, or does not, while the command is under way. `fields`
-    are those of the command that have one value. `only` leaves out every assertion but the one of
-    that name.
+    `pages` pages; `fields` are those of the command that have one value. `only` leaves out every
+    assertion but the one of that name.
     """
 
     over: Out(1)
 
     def __init__(
         self, opcode: Opcode, unit: Any = None, only: str = "", *, pages: int = 1,
-        passes: bool = False, **fields: int,
+        fields: dict[str, int] | None = None,
     ) -> None:  # fmt: skip
-        self._opcode, self._assert, self._pages, self._passes = opcode, checks(only), pages, passes
-        self._given = fields
+        self._opcode, self._assert, self._pages = opcode, checks(only), pages
+        self._given = fields or {}
         self._config = small(pages=PAGES)
         self._unit = (unit or page_manager())(self._config)
         super().__init__()
@@ -93,29 +92,19 @@ class PageMachine(wiring.Component):
         m.d.comb += [
             unit.event.ready.eq(1), unit.copied.eq(1), unit.limit.eq(AnyConst(4)),
             append.start.eq(AnyConst(5)), append.tokens.eq(AnyConst(5)),
-            append.sequence.eq(self._sequence[0] if appends else AnyConst(1)),
+            append.sequence.eq(self._sequence[0]),
             unit.prepare.valid.eq(waits),
         ]  # fmt: skip
-        if appends or self._passes:
+        if appends:
             self._fits(m, append)
             with m.If(unit.prepare.ready):
-                m.d.sync += waits.eq(0)
-        if appends:
-            with m.If(unit.prepare.ready):
-                m.d.sync += [finished.eq(1), error.eq(unit.prepared_outcome.error)]
+                m.d.sync += [waits.eq(0), finished.eq(1), error.eq(unit.prepared_outcome.error)]
             return
         self._record: Any = Signal(record_layout(COMMANDS[self._opcode]))
         self._fields(m)
         m.d.comb += [unit.i.valid.eq(Initial()), unit.i.payload.data.eq(self._record)]
-        ended = Signal(name="kept_ended")
         with m.If(unit.event.valid):
-            m.d.sync += [ended.eq(1), error.eq(unit.event.payload.error)]
-        with m.If((ended | unit.event.valid) & (~waits | unit.prepare.ready)):
-            m.d.sync += finished.eq(1)
-        if self._passes:
-            once = Signal(name="kept_once")
-            with m.If(AnySeq(1) & ~once & ~ended & ~unit.event.valid):
-                m.d.sync += [waits.eq(1), once.eq(1)]
+            m.d.sync += [finished.eq(1), error.eq(unit.event.payload.error)]
 
     def _fields(self, m: Module) -> None:
         opcode, record, target = self._opcode, self._record, AnyConst(2)
@@ -173,8 +162,7 @@ class PageMachine(wiring.Component):
         same = self._before(m, world.everything(), "state") == world.everything()
         before = [self._before(m, quota, f"quota{t}") for t, quota in enumerate(world.quotas)]
         kept = Cat(*before) == quotas
-        if not self._passes:
-            m.d.comb += self._assert(~refused | same & kept, REFUSED)
+        m.d.comb += self._assert(~refused | same & kept, REFUSED)
         within = []
         for t in range(TENANTS):
             held = self._before(m, world.held(t), f"held{t}")

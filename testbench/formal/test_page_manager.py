@@ -11,6 +11,7 @@ from m890.testbench.formal.page_machine import (
     REFUSED,
     SETS,
     START,
+    TAKEN,
     TELLS,
     WITHIN,
     PageMachine,
@@ -41,6 +42,13 @@ CYCLES = {
     Opcode.FORK: 56,
 }
 """Cycles until the longest run of a command is over, where memory answers at once."""
+LONG = {
+    "an APPEND to two pages": (Opcode.APPEND, 66, 2, {}),
+    "COPY outward": (Opcode.COPY, 40, 1, {"inward": 0}),
+    "COPY of blank pages": (Opcode.COPY, 40, 1, {"inward": 1, "blank": 1}),
+    "COPY inward": (Opcode.COPY, 56, 1, {"inward": 1, "blank": 0}),
+}
+"""A part of what a command may do, its cycles, an APPEND's pages, and fields that are given."""
 QUICK = (Opcode.RELEASE, Opcode.QUERY, Opcode.QUOTA)
 """Commands whose proofs take seconds."""
 NEAR = tuple(o for o in CYCLES if CYCLES[o] <= 30)
@@ -63,6 +71,15 @@ def test_a_command_keeps_what_holds_between_commands(opcode):
     proof = prove(
         PageMachine(opcode), depth=CYCLES[opcode], anything=START, only_last=True, timeout=TIMEOUT
     )
+    assert proof, proof
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("part", LONG)
+def test_a_long_command_keeps_what_holds_between_commands(part):
+    opcode, cycles, pages, fields = LONG[part]
+    machine = PageMachine(opcode, pages=pages, fields=fields)
+    proof = prove(machine, depth=cycles, anything=START, only_last=True, timeout=TIMEOUT)
     assert proof, proof
 
 
@@ -144,4 +161,39 @@ def test_a_broken_command_is_found(twin):
     opcode, module, old, new, message = TWINS[twin]
     machine = PageMachine(opcode, page_manager(module, (old, new)), only=message)
     proof = prove(machine, depth=CYCLES[opcode], anything=START, only_last=True, timeout=TIMEOUT)
+    assert message in proof.broken, proof
+
+
+LONG_TWINS = {
+    "COPY takes pages that nobody pins": (
+        "COPY of blank pages", commands, '"COPY TAKEN", tenant=self.tenant, pin=1)',
+        '"COPY TAKEN", tenant=self.tenant, pin=0)', REFERENCES,
+    ),
+    "COPY lists the pages that it takes elsewhere": (
+        "COPY of blank pages", commands, 'f.entry(here, f.page, "COPY TAKE")',
+        'f.entry(there, f.page, "COPY TAKE")', TAKEN,
+    ),
+    "COPY asks for no room": (
+        "COPY of blank pages", commands, "f.room(Mux(c.inward, c.count, 0),", "f.room(0,", WITHIN
+    ),
+    "COPY gives pages up that it reads": (
+        "COPY outward", commands, 'f.walk(c.list, c.count, Op.PINNED, self.tenant, "COPY PAGES")',
+        'f.walk(c.list, c.count, Op.DROP, self.tenant, "COPY PAGES")', REFERENCES,
+    ),
+    "an APPEND copies its first page only": (
+        "an APPEND to two pages", prepare, "at.eq(first), stop.eq(there)",
+        "at.eq(first), stop.eq(first + 1)", ALONE,
+    ),
+}  # fmt: skip
+"""A part of what a command may do, one line of it changed, and what then does not hold."""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("twin", LONG_TWINS)
+def test_a_broken_long_command_is_found(twin):
+    part, module, old, new, message = LONG_TWINS[twin]
+    opcode, cycles, pages, fields = LONG[part]
+    unit = page_manager(module, (old, new))
+    machine = PageMachine(opcode, unit, message, pages=pages, fields=fields)
+    proof = prove(machine, depth=cycles, anything=START, only_last=True, timeout=TIMEOUT)
     assert message in proof.broken, proof
