@@ -40,17 +40,20 @@ class PageMachine(wiring.Component):
     """One command on any state that holds between commands; the state behind it holds, too.
 
     So no sequence of commands of any length leads out of these states. An APPEND's tokens lie in
-    `pages` pages; `fields` are those of the command that have one value. `only` leaves out every
+    one page; `fields` are those of the command that have one value. `only` leaves out every
     assertion but the one of that name.
     """
 
     over: Out(1)
 
     def __init__(
-        self, opcode: Opcode, unit: Any = None, only: str = "", *, pages: int = 1,
+        self,
+        opcode: Opcode,
+        unit: Any = None,
+        only: str = "",
         fields: dict[str, int] | None = None,
-    ) -> None:  # fmt: skip
-        self._opcode, self._assert, self._pages = opcode, checks(only), pages
+    ) -> None:
+        self._opcode, self._assert = opcode, checks(only)
         self._given = fields or {}
         self._config = small(pages=PAGES)
         self._unit = (unit or page_manager())(self._config)
@@ -124,14 +127,14 @@ class PageMachine(wiring.Component):
             m.d.comb += Assume(record.count <= PLACES, "lists are as long as they say")
 
     def _fits(self, m: Module, append: Any) -> None:
-        """What dispatch has checked of an APPEND at first; its tokens lie in so many pages."""
+        """What dispatch has checked of an APPEND at first; its tokens lie in one page."""
         end, last = append.start + append.tokens, append.start + append.tokens - 1
         for s, one in enumerate(self._world.sequences):
             room = (end <= one.limit) & (end <= PLACES << 3)
             fits = one.open & room & (append.start <= one.pages << 3)
             m.d.comb += Assume(~Initial() | (append.sequence != s) | fits, "as checked")
         pages = (last >> 3) - (append.start >> 3) + 1
-        m.d.comb += Assume((append.tokens != 0) & (pages == self._pages), "tokens of so many pages")
+        m.d.comb += Assume((append.tokens != 0) & (pages == 1), "tokens of one page")
 
     # ---------------------------------------------------------------- what holds
 
@@ -155,8 +158,8 @@ class PageMachine(wiring.Component):
         """The state behind the command with the one before."""
         world, opcode = self._world, self._opcode
         good = finished & (error == Error.OK)
-        # An APPEND keeps the pages that it was given before a bus error.
-        keeps = (opcode == Opcode.APPEND) & (error == Error.BUS_ERROR)
+        # An APPEND and a COPY keep the pages that they were given before a bus error.
+        keeps = (opcode in (Opcode.APPEND, Opcode.COPY)) & (error == Error.BUS_ERROR)
         refused = finished & (error != Error.OK) & ~keeps
         quotas = Cat(*world.quotas)
         same = self._before(m, world.everything(), "state") == world.everything()

@@ -43,12 +43,11 @@ CYCLES = {
 }
 """Cycles until the longest run of a command is over, where memory answers at once."""
 LONG = {
-    "an APPEND to two pages": (Opcode.APPEND, 66, 2, {}),
-    "COPY outward": (Opcode.COPY, 40, 1, {"inward": 0}),
-    "COPY of blank pages": (Opcode.COPY, 40, 1, {"inward": 1, "blank": 1}),
-    "COPY inward": (Opcode.COPY, 56, 1, {"inward": 1, "blank": 0}),
+    "COPY outward": (Opcode.COPY, 40, {"inward": 0}),
+    "COPY of blank pages": (Opcode.COPY, 40, {"inward": 1, "blank": 1}),
+    "COPY inward": (Opcode.COPY, 56, {"inward": 1, "blank": 0}),
 }
-"""A part of what a command may do, its cycles, an APPEND's pages, and fields that are given."""
+"""A part of what a command may do, its cycles, and fields that are given."""
 QUICK = (Opcode.RELEASE, Opcode.QUERY, Opcode.QUOTA)
 """Commands whose proofs take seconds."""
 NEAR = tuple(o for o in CYCLES if CYCLES[o] <= 30)
@@ -77,8 +76,8 @@ def test_a_command_keeps_what_holds_between_commands(opcode):
 @pytest.mark.soak
 @pytest.mark.parametrize("part", LONG)
 def test_a_long_command_keeps_what_holds_between_commands(part):
-    opcode, cycles, pages, fields = LONG[part]
-    machine = PageMachine(opcode, pages=pages, fields=fields)
+    opcode, cycles, fields = LONG[part]
+    machine = PageMachine(opcode, fields=fields)
     proof = prove(machine, depth=cycles, anything=START, only_last=True, timeout=TIMEOUT)
     assert proof, proof
 
@@ -180,10 +179,6 @@ LONG_TWINS = {
         "COPY outward", commands, 'f.walk(c.list, c.count, Op.PINNED, self.tenant, "COPY PAGES")',
         'f.walk(c.list, c.count, Op.DROP, self.tenant, "COPY PAGES")', REFERENCES,
     ),
-    "an APPEND copies its first page only": (
-        "an APPEND to two pages", prepare, "at.eq(first), stop.eq(there)",
-        "at.eq(first), stop.eq(first + 1)", ALONE,
-    ),
 }  # fmt: skip
 """A part of what a command may do, one line of it changed, and what then does not hold."""
 
@@ -192,8 +187,8 @@ LONG_TWINS = {
 @pytest.mark.parametrize("twin", LONG_TWINS)
 def test_a_broken_long_command_is_found(twin):
     part, module, old, new, message = LONG_TWINS[twin]
-    opcode, cycles, pages, fields = LONG[part]
+    opcode, cycles, fields = LONG[part]
     unit = page_manager(module, (old, new))
-    machine = PageMachine(opcode, unit, message, pages=pages, fields=fields)
+    machine = PageMachine(opcode, unit, message, fields=fields)
     proof = prove(machine, depth=cycles, anything=START, only_last=True, timeout=TIMEOUT)
     assert message in proof.broken, proof
