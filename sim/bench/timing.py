@@ -25,13 +25,12 @@ from m890.sim.timing.model import Timing
 PRESETS = ("tiny", "small")
 OPTIONS = {
     "scenes": "random scenes of a preset, each with planes and pages of its own (6)",
-    "latency": "of the memory in cycles; 0: 20 and 100 in turn, tiny 20 and 40 (0)",
+    "latency": "of the memory in cycles; 0: 20 and 100 in turn (0)",
 }
 BETTER = {"timing.error.*": LOWER}
 SCRATCH = 4 << 20
-LATENCIES = {"tiny": (20, 40)}
-"""Where a core's buffers hide less than the others' NORMAL."""
-NORMAL = (20, 100)
+LATENCIES = (20, 100)
+"""Of the memory, scene by scene, unless one is asked for."""
 FORMATS = (Format.FP16, Format.E4M3, Format.INT4)
 AT_ONCE = 6
 """Commands under one doorbell."""
@@ -50,7 +49,7 @@ def _run(config: CoreConfig, context: BenchContext) -> list[Item]:
     if scenes < 1 or latency < 0:
         raise BenchError("scenes start at 1, and latency at 0")
     found: dict[str, list[float]] = {}
-    latencies = (latency,) if latency else LATENCIES.get(config.name, NORMAL)
+    latencies = (latency,) if latency else LATENCIES
     for n in range(scenes):
         memory = latencies[n % len(latencies)]
         for name, error in errors(config, memory, context.seed + n, context).items():
