@@ -19,6 +19,7 @@ from m890.hdl.numerics.hadamard import (
     level_stages,
     magnitude_of,
     transform,
+    word_flips,
 )
 from m890.hdl.numerics.pipeline import (
     bundle,
@@ -154,14 +155,8 @@ class RotateBack(wiring.Component):
     def _results(self, m: Module, sums: list[Value], tag: Any) -> None:
         """Sums as wide floats, with the features' signs."""
         c = self._config
-        width, negated = len(sums), signs(c.lanes)
         size = len(sums[0]) - 1
-        flips = Signal(width)
-        with m.Switch(tag.word):
-            for w in range(c.lanes // width):
-                with m.Case(w):
-                    own = negated[w * width : (w + 1) * width]
-                    m.d.comb += flips.eq(sum(s << n for n, s in enumerate(own)))
+        flips = word_flips(m, tag.word, signs(c.lanes), len(sums))
         late = delayed(m, tag, RESULT_STAGES - 1, name="result")
         # An aligned value's top bit weighs 2^top; the sum has log2(lanes) bits more, of which
         # query_shift are the factor.

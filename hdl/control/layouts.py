@@ -47,14 +47,10 @@ def plane_layout(config: CoreConfig) -> data.StructLayout:
     """Entry of the plane table; head 0: not defined."""
     return data.StructLayout(
         {
-            "base": config.address_bits,
-            "stride": 32,
-            "tiles": 8,
-            "format": 4,
-            "tags": 1,
+            "base": config.address_bits, "stride": 32, "tiles": 8, "format": 4, "tags": 1,
             "rotate": 1,
-        }  # fmt: skip
-    )
+        }
+    )  # fmt: skip
 
 
 def append_layout(config: CoreConfig) -> data.StructLayout:

@@ -67,6 +67,17 @@ def magnitude_of(m: Module, value: Value, *, name: str) -> tuple[Signal, Signal]
     return register(m, size, name=name), register(m, negative, name=f"{name}_sign")
 
 
+def word_flips(m: Module, word: Value, negated: Sequence[int], width: int) -> Signal:
+    """Which features of a word of the block have their sign changed, of `negated` for them all."""
+    flips = Signal(width)
+    with m.Switch(word):
+        for w in range(len(negated) // width):
+            with m.Case(w):
+                own = negated[w * width : (w + 1) * width]
+                m.d.comb += flips.eq(sum(s << n for n, s in enumerate(own)))
+    return flips
+
+
 def across_stages(words: int) -> int:
     """Cycles from a word of a block to the word of sums in its place."""
     return words - 1 + words.bit_length() - 1

@@ -20,6 +20,7 @@ from m890.hdl.numerics.hadamard import (
     level_stages,
     magnitude_of,
     transform,
+    word_flips,
 )
 from m890.hdl.numerics.pipeline import bundle, delay, register, shift_left_to_top, wire
 from m890.hdl.numerics.rotation import ROTATE_FRACTION_BITS, signs
@@ -154,13 +155,8 @@ class Rotate(wiring.Component):
             elements.append(element)
         tag = self._tag(m, elements)
 
-        bias, negated = 1 << ELEMENT_EXP_BITS - 2, signs(self._lanes)
-        flips = Signal(width)
-        with m.Switch(tag.word):
-            for w in range(words):
-                with m.Case(w):
-                    own = negated[w * width : (w + 1) * width]
-                    m.d.comb += flips.eq(sum(s << n for n, s in enumerate(own)))
+        bias = 1 << ELEMENT_EXP_BITS - 2
+        flips = word_flips(m, tag.word, signs(self._lanes), width)
         values = []
         for n, element in enumerate(elements):
             # Its NaN goes with the tag.

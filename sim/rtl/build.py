@@ -227,7 +227,7 @@ class _Compiler:
         verilator.require()
         self.identity = repr((version, self.flags, processor, optimise, verilator.version))
         self.optimise = optimise
-        self.precompiles = self.wary = "clang" not in version
+        self.gcc = "clang" not in version
         self.peak_memory = 0
         self.seconds = 0.0
 
@@ -243,7 +243,7 @@ class _Compiler:
 
     def compile_headers(self, headers: Sequence[Path], flags: Sequence[str]) -> None:
         """What every file of a model includes first, once: else half of the time goes there."""
-        if not self.precompiles:
+        if not self.gcc:
             return
 
         def compile_one(job: tuple[Path, str]) -> None:
@@ -273,7 +273,7 @@ class _Compiler:
             nonlocal done, told
             target = work / f"{source.stem}.o"
             optimise = ["-O0"] if "__Slow" in source.name else [self.optimise]
-            optimise += [WARY] if self.wary and "___024root" in source.name else []
+            optimise += [WARY] if self.gcc and "___024root" in source.name else []
             command = [self.program, "-c", *optimise, *self.flags, *flags, str(source)]
             self.peak_memory = max(self.peak_memory, _run([*command, "-o", str(target)]))
             done += 1
