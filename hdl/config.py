@@ -38,7 +38,7 @@ class CoreConfig:
     max_segments: int = 16  # segments per job
     p_depth: int = 4  # chunks whose p may wait for V: how far K runs ahead of V
     drain_lanes: int = 4  # output features normalised per cycle; divides `lanes`
-    load_lanes: int = 4  # features of queries, and of new K and V, rotated per cycle
+    load_lanes: int = 4  # features of queries and of new K and V per cycle: rotated, quantised
     fifo_beats: int = 64  # port beats buffered per KV stream (hides the memory latency)
     softcap: bool = True  # build the soft-cap unit
     rotation: bool = True  # build the units that rotate K, V, queries and the output
@@ -104,6 +104,16 @@ class CoreConfig:
     @property
     def chunks_per_page(self) -> int:
         return self.page_tokens // self.lanes
+
+    @property
+    def code_lanes(self) -> int:
+        """Elements of new K and V quantised per cycle: whole bytes of 4-bit codes."""
+        return max(2, self.load_lanes)
+
+    @property
+    def code_steps(self) -> int:
+        """Cycles that the elements of a beat take to be quantised."""
+        return self.lanes // self.code_lanes
 
     def with_(self, **changes: object) -> "CoreConfig":
         """A copy with some fields changed; unknown names raise ConfigError."""

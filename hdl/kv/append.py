@@ -43,13 +43,14 @@ class Append(wiring.Component):
         busy : Out. A command is here or offered; the unit may stand still while it is low.
     Latency
         One token, from `command` to `done`, in a memory that gives the first beat R cycles after a
-        request and acknowledges a write after W: R + W + 3 tiles + header + 26 +
-        ceil(log2(lanes) / 2) cycles (`header`: 1 if the plane has headers). If it is rotated,
-        RotateBeats' latency more, and its cycles for 2 tiles - 1 beats.
+        request and acknowledges a write after W: R + W + tiles + 2 tiles x code_steps + header + 25
+        + ceil(log2(lanes) / 2) cycles (`header`: 1 if the plane has headers; code_steps: lanes /
+        load_lanes). If it is rotated, RotateBeats' latency more, and its cycles for tiles - 1
+        beats.
     Throughput
-        One tile per cycle, 2 tiles + header cycles per token, if memory takes the writes and R is
-        less than the time of 14 tokens: the rows of the next 16 are read ahead. A rotated token
-        takes 2 tiles x lanes / load_lanes cycles. One command at a time.
+        2 tiles x code_steps + header cycles per token and 5 for each page but the first, if memory
+        takes the writes and R is less than the time of 14 tokens: the rows of the next 16 are read
+        ahead. Rotation goes as fast. One command at a time.
     Backpressure
         command.ready and done.valid depend on state only. Reads are asked for where there is room.
     Storage
@@ -109,6 +110,7 @@ class Append(wiring.Component):
         m.d.sync += header.eq(header_beats(config, job.format, job.tiles, job.tags))
         m.d.comb += [
             source.job.eq(job), source.start.eq(start), source.stop.eq(stop), source.tile.eq(tile),
+            source.fetch.eq(writer.issue),
             places.job.eq(job), places.start.eq(start), places.stop.eq(stop),
             row_end.eq(tile == job.tiles - 1),
             writer.format.eq(job.format),

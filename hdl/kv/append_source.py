@@ -43,7 +43,8 @@ class AppendSource(wiring.Component):
         read : ReadPort.
         row : Out(stream of row_shape). Offered when all of it is buffered; taking it frees its
             place.
-        tile : In. Beat of the offered row to read. beat : Out. That beat, one cycle later.
+        tile, fetch : In. Beat of the offered row to read now. beat : Out. That beat, from the next
+            cycle until another is read.
     Latency
         Last beat to `row.valid`: 9 + ceil(log2(lanes) / 2) cycles, and RotateBeats' if it is
         rotated.
@@ -62,6 +63,7 @@ class AppendSource(wiring.Component):
     read: Any
     row: stream.Interface
     tile: Signal
+    fetch: Signal
     beat: Signal
 
     def __init__(self, config: CoreConfig) -> None:
@@ -75,6 +77,7 @@ class AppendSource(wiring.Component):
                 "read": Out(ReadPort(config)),
                 "row": Out(stream.Signature(row_shape(config))),
                 "tile": In(bits(config.max_tiles)),
+                "fetch": In(1),
                 "beat": Out(config.port_bits),
             }
         )
@@ -134,7 +137,7 @@ class AppendSource(wiring.Component):
             buffer.write_data.eq(beats.o_data),
             buffer.write_enable.eq(beats.o_valid),
             buffer.read_address[0].eq(Cat(self.tile[:inside], drain)),
-            buffer.read_enable[0].eq(1),
+            buffer.read_enable[0].eq(self.fetch),
             self.beat.eq(buffer.read_data[0]),
         ]
         with m.If(beats.o_valid):

@@ -12,16 +12,16 @@ from m890.hdl.layout import TAG_BYTES
 from m890.hdl.memory.ports import WritePort, request_layout
 from m890.hdl.memory.queue import Queue
 from m890.hdl.numerics.crc import advance, contribution
-from m890.hdl.numerics.formats import Format
-from m890.hdl.numerics.pipeline import delay
+from m890.hdl.numerics.formats import GROUP, Format
+from m890.hdl.numerics.pipeline import bundle, delay
 from m890.hdl.numerics.quantise import Quantise, beat_groups
 
-WRITES = 32
+WRITES = 16
 """Writes formed and not yet taken by memory."""
 
 
 class AppendWriter(wiring.Component):
-    """Quantises beats of a row and forms their writes.
+    """Quantises beats of a row, a few elements per cycle, and forms their writes.
 
     Function
         The codes (Quantise) of a group's tiles are packed into one write, put where the address
@@ -38,19 +38,19 @@ class AppendWriter(wiring.Component):
         apart : In, with `issue`. log2 of the tokens whose groups share a port beat.
         scale : In, with `issue`. Scales of the tile's groups as BF16 bits (Quantise). k_scales,
             v_scales : In, with `is_header`. Scales of the rows as they lie in the entry.
-        beat : In. `lanes` elements of the row, one cycle after `issue`.
+        beat : In. `lanes` elements of the row, from the cycle after `issue` to the next `issue`.
         room : Out.
         event : Out. One cycle: QUANTISE happened in codes that were issued.
         request, beats : streams of the write port. Requests of one beat.
     Latency
-        issue to `request.valid`: 13 cycles where nothing waits.
+        issue to `request.valid`: 11 cycles for an entry, 10 + code_steps for a tile, where nothing
+        waits.
     Throughput
-        One tile or entry per cycle.
+        One tile per code_steps cycles, one entry per cycle.
     Backpressure
         `room` depends on state only.
     Storage
-        WRITES port beats with strobes and addresses; the codes of a group, and of two until their
-        row's tag is there.
+        WRITES port beats with strobes and addresses; the codes of a group.
     """
 
     format: Signal
@@ -100,81 +100,97 @@ class AppendWriter(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        config = self._config
-        lanes, port = config.lanes, config.port_bytes
+        config, port = self._config, self._config.port_bytes
         offset_bits = port.bit_length() - 1
+        lanes, steps = config.code_lanes, config.code_steps
+
+        # A tile takes all steps, an entry the last one only.
+        step, active, final, free = Signal(range(steps)), Signal(), Signal(), Signal()
+        m.d.comb += [final.eq(step == steps - 1), free.eq(~active | final)]
+        m.d.sync += step.eq(step + 1)
+        with m.If(free):
+            m.d.sync += [active.eq(self.issue), step.eq(Mux(self.is_header, steps - 1, 0))]
+        begins, scale = Signal(), Signal.like(self.scale, name="scale_now")
+        now = bundle(self._write_layout(), name="now")
+        with m.If(self.issue):
+            m.d.sync += [begins.eq(self.begins), scale.eq(self.scale)]
+            m.d.sync += [now[name].eq(getattr(self, name)) for name in now.shape().members]
+
         m.submodules.quantise = quantise = Quantise(lanes)
-        scale = delay(m, self.scale, 1, name="scale")
         m.d.comb += [
-            quantise.raw.eq(self.beat),
+            quantise.raw.eq(self.beat.word_select(step, 16 * lanes)),
             quantise.is_fp16.eq(self.source_format == Format.FP16),
-            quantise.scale.eq(scale),
+            quantise.scale.eq(scale[0]),
             quantise.format.eq(self.format),
         ]
-        depth = 1 + quantise.latency
-        valid = delay(m, self.issue, depth, name="valid", reset=True)
-        is_code = valid & ~delay(m, self.is_header, depth, name="is_header")
-        apart = delay(m, self.apart, depth, name="apart")
-        codes = self._pack(m, quantise.codes, is_code, apart)
-        m.submodules.row_tags = row_tags = RowTags(config)
+        for n in range(1, beat_groups(config.lanes)):
+            with m.If(step >= n * GROUP // lanes):
+                m.d.comb += quantise.scale.eq(scale[n])
+        depth = quantise.latency
+        valid = delay(m, active & ~now.is_header, depth, name="valid", reset=True)
+        codes = self._gather(m, quantise.codes, valid)
+        m.submodules.row_tags = row_tags = RowTags(lanes)
         m.d.comb += [
             row_tags.enable.eq(self.tags), row_tags.format.eq(self.format),
-            row_tags.valid.eq(is_code), row_tags.codes.eq(quantise.codes),
-            row_tags.begins.eq(delay(m, self.begins, depth, name="begins")),
-            self.event.eq(is_code & quantise.event),
+            row_tags.valid.eq(valid), row_tags.codes.eq(quantise.codes),
+            row_tags.begins.eq(delay(m, begins & (step == 0), depth, name="begins")),
+            self.event.eq(valid & quantise.event),
         ]  # fmt: skip
 
-        # A token's entry follows its last codes at once, so all writes wait as long as its tags.
-        wait = RowTags.latency - 1
-        depth += wait
-        valid = delay(m, valid, wait, name="valid_late", reset=True)
-        codes = delay(m, codes, wait, name="codes")
-        apart = delay(m, apart, wait, name="apart_late")
-        address = delay(m, self.address, depth, name="address")
-        emit = delay(m, self.emit, depth, name="emit")
-        is_header = delay(m, self.is_header, depth, name="is_header_late")
+        # One cycle later the last codes are among the others. An entry comes a cycle behind them
+        # at the earliest: then its tags are there.
+        depth += 1
+        assert row_tags.latency == 2
+        due = active & final & (now.emit | now.is_header)
+        due = delay(m, due, depth, name="due", reset=True)
+        late = delay(m, now, depth, name="write")
         with_scale = is_scaled(self.format) | is_grouped(self.format)
-        scales = [
-            delay(m, Mux(with_scale, row, 0), depth, name=name)
-            for name, row in (("k_scales", self.k_scales), ("v_scales", self.v_scales))
-        ]
+        scales = [Mux(with_scale, row, 0) for row in (late.k_scales, late.v_scales)]
         entry, entry_bytes = self._entry(m, scales, [row_tags.k, row_tags.v])
         group_bytes = [C((1 << (port >> n)) - 1, port) for n in range(3)]
+        apart, address = late.apart, late.address
         mask = Mux(apart == 0, group_bytes[0], Mux(apart == 1, group_bytes[1], group_bytes[2]))
-        strobe = Mux(is_header, entry_bytes, mask) << address[:offset_bits]
+        strobe = Mux(late.is_header, entry_bytes, mask) << address[:offset_bits]
         m.submodules.requests = requests = Queue(request_layout(config), WRITES)
         shape = data.StructLayout({"data": config.port_bits, "strobe": config.port_bytes})
         m.submodules.words = words = Queue(shape, WRITES)
         m.d.comb += [
-            requests.i.valid.eq(valid & (emit | is_header)),
+            requests.i.valid.eq(due),
             requests.i.payload.address.eq(Cat(C(0, offset_bits), address[offset_bits:])),
             requests.i.payload.beats.eq(1),
-            words.i.valid.eq(valid & (emit | is_header)),
-            words.i.payload.data.eq(Mux(is_header, entry, codes)),
+            words.i.valid.eq(due),
+            words.i.payload.data.eq(Mux(late.is_header, entry, self._places(codes, apart))),
             words.i.payload.strobe.eq(strobe),
         ]
-        # What is in the pipeline must find room, and so must the write that is decided on now.
-        most = WRITES - depth - 1
-        m.d.comb += self.room.eq((requests.level < most) & (words.level < most))
+        # What is in the pipeline must find room, and so must the write that is decided on now: a
+        # write per tile at most, and an entry per two.
+        most = WRITES - (depth // steps + 1) - (depth // (2 * steps + 1) + 1) - 1
+        m.d.comb += self.room.eq(free & (requests.level < most) & (words.level < most))
         wiring.connect(m, requests.o, wiring.flipped(self.request))
         wiring.connect(m, words.o, wiring.flipped(self.beats))
         return m
 
-    def _pack(self, m: Module, codes: data.View, valid: Value, apart: Value) -> Value:
-        """A port beat that holds the group's codes so far, in every place where they may go."""
-        bits = self._config.port_bits
-        kept, after = Signal(bits, name="group"), Signal(bits, name="group_after")
+    def _write_layout(self) -> data.StructLayout:
+        """What is known of a write as it is issued."""
+        names = ("emit", "is_header", "apart", "address", "k_scales", "v_scales")
+        return data.StructLayout({name: getattr(self, name).shape() for name in names})
+
+    def _gather(self, m: Module, codes: data.View, valid: Value) -> Signal:
+        """The codes of the last tiles, the latest at the top, one cycle after they are there."""
+        kept = Signal(self._config.port_bits, name="group")
         packed = packing(self.format)
-        pieces = [Cat(code[: 16 >> n] for code in codes) for n in range(3)]
-        # Each tile moves the earlier ones down: a group ends at the top.
-        m.d.comb += after.eq(pieces[0])
-        for n in (1, 2):
-            with m.If(packed == n):
-                m.d.comb += after.eq(Cat(kept[len(pieces[n]) :], pieces[n]))
         with m.If(valid):
-            m.d.sync += kept.eq(after)
-        half, quarter = after[bits // 2 :], after[3 * bits // 4 :]
-        return Mux(apart == 0, after, Mux(apart == 1, half.replicate(2), quarter.replicate(4)))
+            for n in range(3):
+                piece = Cat(code[: 16 >> n] for code in codes)
+                with m.If(packed == n):
+                    m.d.sync += kept.eq(Cat(kept[len(piece) :], piece))
+        return kept
+
+    def _places(self, group: Signal, apart: Value) -> Value:
+        """A port beat that holds the group in every place where it may go."""
+        bits = len(group)
+        half, quarter = group[bits // 2 :], group[3 * bits // 4 :]
+        return Mux(apart == 0, group, Mux(apart == 1, half.replicate(2), quarter.replicate(4)))
 
     def _entry(
         self, m: Module, scales: list[Value], remainders: list[Signal]

@@ -180,7 +180,9 @@ class RowCheck(wiring.Component):
             rows.write_address.eq(now.lane),
             rows.write_data.eq(after),
             rows.write_enable.eq(valid),
-            after.eq(next_remainder(config, now.packed, now.first, rows.read_data[0], crc.o)),
+            after.eq(
+                next_remainder(config.port_bytes, now.packed, now.first, rows.read_data[0], crc.o)
+            ),
         ]
         m.d.sync += [
             self.fault.valid.eq(valid & now.last & (after != now.wanted)),
@@ -292,11 +294,10 @@ class TagCheck(wiring.Component):
         return top
 
 
-def next_remainder(
-    config: CoreConfig, packed: Value, first: Value, before: Value, new: Value
-) -> Value:
-    """A row's remainder after a further tile, whose codes alone give `new`."""
-    sizes = [config.port_bytes >> n for n in range(3)]
+def next_remainder(size: int, packed: Value, first: Value, before: Value, new: Value) -> Value:
+    """A row's remainder after further codes of `size` bytes, 2^packed times less where they are
+    narrow; by themselves they give `new`."""
+    sizes = [size >> n for n in range(3)]
     old = [Mux(first, started(size), advance(before, size)) for size in sizes]
     return Mux(packed == 0, old[0], Mux(packed == 1, old[1], old[2])) ^ new
 

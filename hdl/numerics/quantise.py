@@ -220,7 +220,7 @@ class QuantiseLane(wiring.Component):
 
 
 class Quantise(wiring.Component):
-    """Codes of `lanes` elements of an appended row.
+    """Codes of `lanes` elements of an appended row that share a scale.
 
     Function
         docs/numerics.md, "Append": x / scale through the reciprocal table, RNE to the format,
@@ -228,8 +228,7 @@ class Quantise(wiring.Component):
     Members
         raw : In(lanes x 16). Elements as BF16 or FP16 bits.
         is_fp16 : In. Format of `raw`.
-        scale : In(count x 16). The row's scale as BF16 bits (RowScale), or those of the beat's
-            groups of 32 lanes; the first one where there are fewer lanes.
+        scale : In(16). The scale of the row, or of the elements' group, as BF16 bits (RowScale).
         format : In(4). The plane's format (Format). All inputs travel together.
         codes : Out(lanes x 16), `latency` cycles later. Narrow formats in the low bits.
         event : Out. An element was not finite, or beyond a format without scales (QUANTISE).
@@ -238,12 +237,12 @@ class Quantise(wiring.Component):
     Throughput
         `lanes` elements per cycle.
     Storage
-        A logic table of 128 x 17 bits per scale.
+        A logic table of 128 x 17 bits.
     """
 
     raw: data.View
     is_fp16: Signal
-    scale: data.View
+    scale: Signal
     format: Signal
     codes: data.View
     event: Signal
@@ -255,7 +254,7 @@ class Quantise(wiring.Component):
             {
                 "raw": In(data.ArrayLayout(16, lanes)),
                 "is_fp16": In(1),
-                "scale": In(data.ArrayLayout(16, beat_groups(lanes))),
+                "scale": In(16),
                 "format": In(4),
                 "codes": Out(data.ArrayLayout(16, lanes)),
                 "event": Out(1),
@@ -264,23 +263,20 @@ class Quantise(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        inverses, exps = [], []
-        for n in range(beat_groups(self.lanes)):
-            scale: Value = self.scale[n]
-            bits = SCALE_INVERSE_UNIT_BITS + 1
-            word = lookup(m, scale[:7], SCALE_INVERSE, bits, name=f"inverse{n}")
-            inverses.append(delay(m, word, 2, name=f"inverse_late{n}"))
-            exps.append(delay(m, scale[7:15], 2, name=f"exp_late{n}") - 127)
+        word = lookup(
+            m, self.scale[:7], SCALE_INVERSE, SCALE_INVERSE_UNIT_BITS + 1, name="inverse"
+        )
+        inverse = delay(m, word, 2, name="inverse_late")
+        exp = delay(m, self.scale[7:15], 2, name="exp_late") - 127
         events = []
         for n in range(self.lanes):
-            group = n // GROUP
             lane = m.submodules[f"lane{n}"] = QuantiseLane()
             m.d.comb += [
                 lane.raw.eq(self.raw[n]),
                 lane.is_fp16.eq(self.is_fp16),
                 lane.format.eq(self.format),
-                lane.inverse.eq(inverses[group]),
-                lane.exp.eq(exps[group]),
+                lane.inverse.eq(inverse),
+                lane.exp.eq(exp),
                 self.codes[n].eq(lane.code),
             ]
             events.append(lane.event)

@@ -61,7 +61,7 @@ class Timing:
     memory: int = 100  # from a read's address to its first beat, and from a write to its answer
     fetch: int = 15  # from the doorbell to the first command, without the memory
     command: int = 28  # from a command to the next in dispatch
-    append: int = 53  # of an APPEND beside its memory accesses and tokens
+    append: int = 52  # of an APPEND beside its memory accesses and tokens
     follow: int = 20  # of these, those in which the next APPEND has begun
     border: int = 6  # of each further page of an APPEND: its place and its owner
     writes: int = 16  # writes of an APPEND that memory has not acknowledged, at most
@@ -82,9 +82,9 @@ class Pipeline:
 
     Function
         Commands are dispatched in order, one per `command` cycles. APPENDs run one after the other:
-        2 memory + append + tiles + tokens x (2 tiles; one more with headers) + border for each page
-        but the first; or, of the tokens, what the writes take: after every `writes` of them memory
-        + turn, for the oldest one's answer.
+        2 memory + append + tiles + tokens x (2 tiles x code_steps; one more with headers) + border
+        for each page but the first; or, of the tokens, what the writes take: after every `writes`
+        of them memory + turn, for the oldest one's answer.
         A job's tables and queries load ahead of the array, which has two slots: a slot is
         taken when its job before last has been drained. The array then is busy for
         max(beats, read bytes / (port bytes x efficiency)); the drain of rows x head / drain_lanes
@@ -129,7 +129,7 @@ class Pipeline:
         given, self.dispatch = self.dispatch, self.dispatch + t.command
         begin = max(given, self.appended - t.follow, self.settled)
         writes = 2 * len(list(layout.groups)) + (layout.header_beats > 0)
-        token = 2 * layout.tiles + (layout.header_beats > 0)
+        token = 2 * layout.tiles * self.config.code_steps + (layout.header_beats > 0)
         last = tokens * writes - 1  # writes before it
         answers = last // t.writes * (t.memory + t.turn) + last % t.writes * token // writes
         cycles = max(tokens * token, answers) + (tokens - 1) // self.config.page_tokens * t.border

@@ -15,8 +15,8 @@ from m890.testbench.hdl.kv.support import Image, owners, run, sink, source
 from m890.testbench.hdl.kv.test_append import SIZE, make
 
 TINY = PRESETS["tiny"]
-WORDS = TINY.lanes // TINY.load_lanes
-"""Cycles that a beat takes to be rotated."""
+STEPS = TINY.lanes // TINY.load_lanes
+"""Cycles that a beat takes to be quantised, and to be rotated."""
 
 
 def _reads(config: CoreConfig, port: Any, memory: bytearray, latency: int) -> Callable:
@@ -64,9 +64,7 @@ def _writes(port: Any, latency: int) -> Callable:
     return serve
 
 
-def _cycles(
-    format: Format, tiles: int, tokens: int, read: int, write: int, *, rotate: bool
-) -> int:
+def _cycles(format: Format, tiles: int, tokens: int, read: int, write: int, *, rotate: bool) -> int:
     rng = np.random.default_rng(0)
     command = make(
         rng, TINY, format, tiles=tiles, tokens=tokens, start=0, source_format=Format.FP16,
@@ -92,7 +90,7 @@ def _cycles(
         _writes(dut.write, write),
         lambda ctx: owners(ctx, Image(TINY, 0), dut.owner),
         until=lambda: bool(done),
-        limit=4000,
+        limit=8000,
     )
 
 
@@ -100,14 +98,15 @@ def _cycles(
 @pytest.mark.parametrize("tiles", [1, 4])
 @pytest.mark.parametrize("rotate", [False, True])
 def test_latency(format: Format, tiles: int, rotate: bool) -> None:
-    """R + W + 3 tiles + header + a constant, which is the same for all; rotation adds its own
-    latency, and its cycles for each of the 2 tiles behind the first one."""
+    """R + W + tiles + quantisation + header + a constant, which is the same for all; rotation adds
+    its own latency, and its cycles for each of K's tiles behind the first one: V's is beside K's
+    quantisation."""
     header = CODINGS[format].scaled
     for read, write in ((1, 1), (20, 7)):
         cycles = _cycles(format, tiles, 1, read, write, rotate=rotate)
-        constant = cycles - read - write - 3 * tiles - header
-        rotation = RotateBeats.latency_of(TINY) + (2 * tiles - 1) * (WORDS - 1)
-        assert constant == 28 + rotate * rotation
+        constant = cycles - read - write - tiles - 2 * tiles * STEPS - header
+        rotation = RotateBeats.latency_of(TINY) + (tiles - 1) * (STEPS - 1)
+        assert constant == 27 + rotate * rotation
 
 
 @pytest.mark.parametrize(
@@ -115,9 +114,9 @@ def test_latency(format: Format, tiles: int, rotate: bool) -> None:
 )
 @pytest.mark.parametrize("rotate", [False, True])
 def test_throughput(format: Format, tiles: int, rotate: bool) -> None:
-    """One tile per cycle: 2 tiles + header cycles per token, and 5 for each page of several; or as
-    rotation goes, behind which the pages hide."""
+    """One tile per STEPS cycles, an entry of the header in one, and 5 for each page of several.
+    Rotation goes as fast: with as many tokens as these the pages' cycles no longer hide behind its
+    latency."""
     header = CODINGS[format].scaled
-    short, long = (_cycles(format, tiles, tokens, 3, 3, rotate=rotate) for tokens in (40, 64))
-    written = 24 * (2 * tiles + header) + 5 * 3
-    assert (long - short) == (24 * 2 * tiles * WORDS if rotate else written)
+    short, long = (_cycles(format, tiles, tokens, 3, 3, rotate=rotate) for tokens in (72, 96))
+    assert (long - short) == 24 * (2 * tiles * STEPS + header) + 5 * 3

@@ -88,30 +88,3 @@ def test_codes(rng: np.random.Generator, format: Format, source: Format) -> None
         word = [got["codes"][n] >> 16 * i & 0xFFFF for i in range(lanes)]
         assert word == [int(x) for x in codes[n]], f"{row} scale {scales[n]:#x}"
         assert got["event"][n] == events[n], f"{row}"
-
-
-@pytest.mark.parametrize("format", Format)
-def test_groups_of_a_wide_beat(rng: np.random.Generator, format: Format) -> None:
-    """64 lanes: each half has its scale."""
-    lanes, source = 64, Format.FP16
-    rows = _rows(rng, source, 20, lanes)
-    codes, scales, _ = append(format, rows, source)
-    if CODINGS[format].grouped:
-        assert scales is not None
-        words = [int(low) << 7 | int(high) << 23 for low, high in scales]
-    else:
-        words = [int(x) * 0x10001 for x in _bf16_scales(scales, len(rows))]
-    dut = Quantise(lanes)
-    got = run_pipeline(
-        dut,
-        {
-            "raw": [sum(int(x) << 16 * n for n, x in enumerate(row)) for row in rows],
-            "is_fp16": [1] * len(rows),
-            "scale": words,
-            "format": [format] * len(rows),
-        },
-        ["codes"],
-        dut.latency,
-    )["codes"]
-    for n, row in enumerate(codes):
-        assert [got[n] >> 16 * i & 0xFFFF for i in range(lanes)] == row.tolist()
