@@ -36,8 +36,9 @@ class Commands:
         self._address, self._count = Signal(config.address_bits), Signal(places)
         self._first = Signal(places)  # of its entries: the place in the block table
         self._undo, self._pin, self._listed = Signal(Op), Signal(), Signal()
-        self._tail = Signal(page_bits(config))  # FORK: page of the last tokens
-        self._place = Signal(16)  # COPY: page under way
+        # FORK: page of the last tokens; a page that goes back
+        self._tail = Signal(page_bits(config))
+        self._place = Signal(16)  # COPY: page under way, or how many go back
         self._slot = Signal(32)
         self.waiting = Signal()  # an APPEND would like to pass a COPY
         self.drop = Signal()
@@ -109,13 +110,30 @@ class Commands:
                         m.d.sync += f.error.eq(f.walker.error)
 
     def _undoing(self) -> None:
-        m = self.m
+        m, f = self.m, self.f
         with m.State("UNDO"):
             m.next = "UNDO DROP"
             with m.If(self._undo == Op.HOLD):
                 m.next = "UNDO HOLD"
         self._insist(Op.HOLD, "UNDO HOLD", "REPORT")
-        self._insist(Op.DROP, "UNDO DROP", "REPORT")
+        self._insist(Op.DROP, "UNDO DROP", "UNDONE")
+        with m.State("UNDONE"):
+            m.next = "REPORT"
+            c = self.c[Opcode.COPY]
+            with m.If(c.opcode == Opcode.COPY):  # its pages are nobody's now
+                self._give_back(self._place)
+                m.next = "UNDO COLLECT"
+        self._insist(Op.COLLECT, "UNDO COLLECT", "REPORT")
+        with m.State("UNDO TAKE"):  # the page taken last goes back to the free list first
+            m.d.sync += self._tail.eq(f.page)
+            f.operate(Op.DROP, "UNDO TAKEN", number=f.page, tenant=self.tenant, pin=self._pin)
+        with m.State("UNDO TAKEN"):
+            f.operate(Op.COLLECT, "UNDO", number=self._tail, tenant=self.tenant)
+
+    def _give_back(self, count: Value) -> None:
+        """Remembers the first pages that a COPY has taken."""
+        self._remember(self.c[Opcode.COPY].list, count, Op.DROP, pin=1)
+        self.m.d.sync += self._place.eq(count)
 
     def _open(self, index: Value, table: Value, limit: Value, pages: Value, shared: Value) -> None:
         """What SAVE writes: a new sequence."""
@@ -203,29 +221,23 @@ class Commands:
                 f.copy_page("FORK COPIED", DIRECT, self._tail, f.page)
         with m.State("FORK COPIED"):
             with m.If(f.mover.error):
-                f.fail(Error.BUS_ERROR, me, "sequence", 0, "FORK BACK")
+                f.fail(Error.BUS_ERROR, me, "sequence", 0, "UNDO TAKE")
             with m.Else():
                 f.move_table(one.table, c.table, self._count, "FORK LINKED")
         with m.State("FORK LINKED"):
             with m.If(f.mover.error):
                 f.fail(Error.BUS_ERROR, me, "table", 0, "UNDO")
                 with m.If(rest):
-                    m.next = "FORK BACK"
+                    m.next = "UNDO TAKE"
             with m.Elif(rest):
                 at = (c.table + (self._count << 2))[: self.config.address_bits]
                 f.entry(at, f.page, "FORK ENTERED")
             with m.Else():
                 m.next = "FORK SHARED"
         with m.State("FORK ENTERED"):
-            with m.If(f.entries == 0):
-                m.next = "FORK SHARED"
-                with m.If(f.bus_error):
-                    f.fail(Error.BUS_ERROR, me, "table", 0, "FORK BACK")
-        with m.State("FORK BACK"):  # the new page goes back to the free list
-            m.d.sync += self._tail.eq(f.page)
-            f.operate(Op.DROP, "FORK DROPPED", number=f.page, tenant=self.tenant)
-        with m.State("FORK DROPPED"):
-            f.operate(Op.COLLECT, "UNDO", number=self._tail, tenant=self.tenant)
+            m.next = "FORK SHARED"
+            with m.If(f.refused):
+                f.fail(Error.BUS_ERROR, me, "table", 0, "UNDO TAKE")
         with m.State("FORK SHARED"):
             # SAVE writes the target; the source's shared pages are written here.
             m.d.comb += [
@@ -348,6 +360,14 @@ class Commands:
         m, f, c, me = self.m, self.f, self.c[Opcode.COPY], Opcode.COPY
         here = (c.list + (self._place << 2))[: self.config.address_bits]
         there = (c.slots + (self._place << 2))[: self.config.address_bits]
+
+        def broken(error: Any, field: str) -> None:
+            """A page cannot be copied: all that were taken go back."""
+            f.fail(error, me, field, self._place)
+            with m.If(c.inward):
+                self._give_back(c.count)
+                m.next = "UNDO"
+
         with m.State("COPY"):
             m.d.sync += self._place.eq(0)
             f.room(Mux(c.inward, c.count, 0), self.tenant, "COPY ROOM")
@@ -371,21 +391,24 @@ class Commands:
                 f.fail(f.walker.error, me, "list", f.walker.index[:16])
         with m.State("COPY TAKE"):  # all of them first: an APPEND may pass later
             with m.If(self._place == c.count):
-                m.next = "COPY TOOK"
+                m.d.sync += self._place.eq(0)
+                m.next = "COPY NEXT"
+                with m.If(blank(c)):
+                    m.next = "FINISH"
             with m.Else():
                 f.operate(Op.TAKE, "COPY TAKEN", tenant=self.tenant, pin=1)
         with m.State("COPY TAKEN"):
-            m.d.sync += self._place.eq(self._place + 1)
             with m.If(f.store.outcome.error != Error.OK):
-                f.fail(f.store.outcome.error, me, "count")
+                f.fail(f.store.outcome.error, me, "count", 0, "UNDO")
+                self._give_back(self._place)
             with m.Else():
-                f.entry(here, f.page, "COPY TAKE")
-        with m.State("COPY TOOK"):
-            m.d.sync += self._place.eq(0)
-            with m.If(f.entries == 0):
-                m.next = "COPY NEXT"
-                with m.If(f.bus_error | blank(c)):
-                    m.next = "FINISH"
+                f.entry(here, f.page, "COPY LISTED")
+        with m.State("COPY LISTED"):
+            m.d.sync += self._place.eq(self._place + 1)
+            m.next = "COPY TAKE"
+            with m.If(f.refused):
+                f.fail(Error.BUS_ERROR, me, "list", self._place, "UNDO TAKE")
+                self._give_back(self._place)
         with m.State("COPY NEXT"):
             with m.If(self.waiting):
                 m.next = "PREPARE"
@@ -396,18 +419,18 @@ class Commands:
         with m.State("COPY SLOT"):
             m.d.sync += self._slot.eq(f.walker.number)
             with m.If(f.walker.error != Error.OK):
-                f.fail(f.walker.error, me, "slots", self._place)
+                broken(f.walker.error, "slots")
             with m.Else():
                 f.walk(here, Const(1), Op.LOOK, self.tenant, "COPY PAGE FOUND")
         with m.State("COPY PAGE FOUND"):
             page = f.walker.number
             way = Mux(c.inward, INWARD, OUTWARD)
             with m.If(f.walker.error != Error.OK):
-                f.fail(f.walker.error, me, "list", self._place)
+                broken(f.walker.error, "list")
             with m.Else():
                 f.copy_page("COPY DONE", way, page, page, self._slot, c.host, c.host_stride)
         with m.State("COPY DONE"):
             m.d.sync += self._place.eq(self._place + 1)
             m.next = "COPY NEXT"
             with m.If(f.mover.error):
-                f.fail(Error.BUS_ERROR, me, "host", self._place)
+                broken(Error.BUS_ERROR, "host")

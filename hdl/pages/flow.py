@@ -42,8 +42,8 @@ class Flow:
         self.entry_address = Signal(config.address_bits)
         self.entry_number = Signal(32)
         self.entry_asked, self.entry_given = Signal(), Signal()
-        self.entries = Signal(16)  # entries written and not acknowledged
-        self.bus_error = Signal()  # of an entry
+        self.entry_done = Signal()  # memory has answered
+        self.refused = Signal()  # the last entry met a bus error
         self.page = Signal(page_bits(config))  # TAKE's
         self.save_entry = Signal(sequence_layout(config))
         self.save_index = Signal(bits(config.sequences))
@@ -120,7 +120,8 @@ class Flow:
         self._call("MOVE", then)
 
     def entry(self, address: Value, number: Value, then: str) -> None:
-        """Writes a page number into a table; `entries` counts those not acknowledged."""
+        """Writes a page number into a table; `refused`: with a bus error, and nobody knows whether
+        it is there."""
         self.m.d.sync += [
             self.entry_address.eq(address), self.entry_number.eq(number),
             self.entry_asked.eq(1), self.entry_given.eq(1),
@@ -191,7 +192,7 @@ class Flow:
             with m.If(mover.idle):
                 self._return("MOVE")
         with m.State("ENTRY"):
-            with m.If(~self.entry_asked & ~self.entry_given):
+            with m.If(self.entry_done):
                 self._return("ENTRY")
 
     def _return(self, step: str) -> None:
@@ -232,12 +233,11 @@ class Flow:
             write.beat.valid.eq(self.entry_given),
             write.beat.payload.data.eq(self.entry_number.replicate(words)),
             write.beat.payload.strobe.eq(Cat(*((place == n).replicate(4) for n in range(words)))),
+            self.entry_done.eq(write.done),
         ]
         with m.If(self.entry_asked & write.request.ready):
             m.d.sync += self.entry_asked.eq(0)
         with m.If(self.entry_given & write.beat.ready):
             m.d.sync += self.entry_given.eq(0)
-        asks = self.entry_asked & write.request.ready
-        m.d.sync += self.entries.eq(self.entries + asks - write.done)
-        with m.If(write.done & write.error):
-            m.d.sync += self.bus_error.eq(1)
+        with m.If(write.done):
+            m.d.sync += self.refused.eq(write.error)

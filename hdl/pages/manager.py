@@ -67,16 +67,18 @@ class PageManager(wiring.Component):
     Latency
         R and W: memory's answer to a read and to a write. FORK of n whole pages: n + n / (port
         bytes / 4) + 2 R + 2 W + about 60 cycles, and the copy of the tail. APPEND: 6 cycles where
-        nothing is missing, 14 + W with a new page.
+        nothing is missing, 14 + W per new page.
     Throughput
         FORK, CREATE, PIN: one page per cycle. UNPIN, TRIM, RELEASE: 2 to 7 cycles per page.
-        COPY: a beat per cycle within a page; 14 cycles per page taken.
+        COPY: a beat per cycle within a page; 14 + W cycles per page taken.
     Storage
         PageStore; sequences x (sequence_layout + TOKEN_BITS), with check bits.
     Errors
-        See docs/pages.md. BUS_ERROR: what was done is undone, but a COPY's earlier pages and the
-        pages that an APPEND was given. What is undone or freed is done to the end: a block table or
-        list that memory refuses meanwhile is read again until it comes, or until `drop`.
+        See docs/pages.md. BUS_ERROR: what was done is undone, but the pages that an APPEND was
+        given before. What is undone or freed is done to the end: a block table or list that memory
+        refuses meanwhile is read again until it comes, or until `drop`. An entry that memory
+        refused to write counts for nothing; one that was to be replaced is read again, and what
+        it names is the sequence's.
     """
 
     i: stream.Interface
@@ -193,6 +195,7 @@ class PageManager(wiring.Component):
             check.limit.eq(self.limit),
             do.waiting.eq(self.prepare.valid),
             do.drop.eq(self.drop),
+            prepare.drop.eq(self.drop),
             self.prepare.ready.eq(prepare.done),
             self.prepared.eq(prepare.done),
             self.prepared_outcome.eq(prepare.outcome),
@@ -208,7 +211,7 @@ class PageManager(wiring.Component):
                 m.d.sync += [
                     raw.eq(self.i.payload.data), ident.eq(self.i.payload.ident), step.eq(0),
                     flow.error.eq(Error.OK), flow.field.eq(0), flow.index.eq(0),
-                    flow.bus_error.eq(0), do.answer.eq(0), do.answer_tenant.eq(0), copying.eq(0),
+                    do.answer.eq(0), do.answer_tenant.eq(0), copying.eq(0),
                 ]  # fmt: skip
                 with m.If(self.ready & self.i.valid):
                     m.d.comb += self.i.ready.eq(1)
@@ -288,10 +291,7 @@ class PageManager(wiring.Component):
                 with m.If(~self.commit):
                     m.next = "FINISH"
             with m.State("FINISH"):
-                with m.If(flow.entries == 0):
-                    m.next = "REPORT"
-                    with m.If(flow.bus_error & (flow.error == Error.OK)):
-                        m.d.sync += flow.error.eq(Error.BUS_ERROR)
+                m.next = "REPORT"
                 with m.If(opcode == Opcode.QUERY):
                     m.d.sync += flow.index.eq(do.answer_tenant)
             with m.State("REPORT"):
@@ -319,7 +319,7 @@ class PageManager(wiring.Component):
         return sleeps(
             m, ~self.idle, ~self.ready, self.owner.request.valid, self.commit, self.forget,
             looks != before, ~store.idle, ~mover.idle, walker.busy, copier.busy,
-            flow.entries.any(), flow.entry_asked, flow.entry_given,
+            flow.entry_asked, flow.entry_given,
         )  # fmt: skip
 
     def _tables(

@@ -32,13 +32,13 @@ class Prepare:
     Members
         i : prepare_layout, steady until `done`. entry, damaged : its sequence, one cycle after
         `look`, when `looked`.
-        done, outcome : the end. put ... : as of Commands.
+        done, outcome : the end. put ..., drop : as of Commands.
     """
 
     def __init__(self, flow: Flow, config: CoreConfig, i: Any, entry: Any, damaged: Value) -> None:
         self.f, self.m, self.config, self.i, self.entry = flow, flow.m, config, i, entry
         self._damaged = damaged
-        self.look, self.looked, self.done = Signal(), Signal(), Signal()
+        self.look, self.looked, self.done, self.drop = Signal(), Signal(), Signal(), Signal()
         self.outcome: Any = Signal(prepared_layout(config))
         self.put, self.put_index = Signal(), Signal(bits(config.sequences))
         self.put_entry: Any = Signal(sequence_layout(config))
@@ -67,7 +67,7 @@ class Prepare:
 
         with m.State("PREPARE"):
             m.d.comb += self.look.eq(1)
-            m.d.sync += [outcome.eq(0), f.bus_error.eq(0), shared.eq(0)]
+            m.d.sync += [outcome.eq(0), shared.eq(0)]
             m.next = "PREPARE ENTRY"
         with m.State("PREPARE ENTRY"):
             m.d.sync += [
@@ -120,16 +120,37 @@ class Prepare:
             with m.Else():
                 f.copy_page("PREPARE COPIED", DIRECT, old, f.page)
         with m.State("PREPARE COPIED"):
+            m.next = "PREPARE ENTER"
             with m.If(f.mover.error):
-                m.d.sync += old.eq(f.page)
-                f.operate(Op.DROP, "PREPARE GIVE BACK", number=f.page, tenant=one.tenant)
+                m.next = "PREPARE UNDO"
+        with m.State("PREPARE ENTER"):
+            f.entry(address, f.page, "PREPARE ENTERED")
+        with m.State("PREPARE ENTERED"):
+            m.next = "PREPARE REPLACED"
+            with m.If(f.refused):
+                f.walk(address, Const(1), Op.LOOK, one.tenant, "PREPARE READ")
+        # The old number may be there or the new one. The page that is not named goes; one of them
+        # is, or it is written again.
+        with m.State("PREPARE READ"):
+            unknown, number = f.walker.error == Error.BUS_ERROR, f.walker.number
+            with m.If(self.drop | ~unknown & (number == old)):
+                m.next = "PREPARE UNDO"
+            with m.Elif(unknown):
+                m.next = "PREPARE ENTERED"
+            with m.Elif(number == f.page):
+                m.next = "PREPARE REPLACED"
             with m.Else():
-                f.entry(address, f.page, "PREPARE ENTERED")
+                m.next = "PREPARE ENTER"
+        with m.State("PREPARE UNDO"):
+            m.d.sync += old.eq(f.page)
+            f.operate(Op.DROP, "PREPARE GIVE BACK", number=f.page, tenant=one.tenant)
         with m.State("PREPARE GIVE BACK"):
             f.operate(Op.COLLECT, "PREPARE FAILED", number=old, tenant=one.tenant)
         with m.State("PREPARE FAILED"):
             refuse(Error.BUS_ERROR, 0)
-        with m.State("PREPARE ENTERED"):
+            with m.If(at == one.pages):
+                m.next = "PREPARE SAVE"  # it keeps the pages that it has been given
+        with m.State("PREPARE REPLACED"):
             f.operate(Op.DROP, "PREPARE DROPPED", number=old, tenant=one.tenant)
         with m.State("PREPARE DROPPED"):
             f.operate(Op.COLLECT, "PREPARE NEXT", number=old, tenant=one.tenant)
@@ -145,20 +166,22 @@ class Prepare:
         with m.State("PREPARE TOOK"):
             with m.If(f.store.outcome.error != Error.OK):
                 refuse(f.store.outcome.error, 0)
-                m.next = "PREPARE SAVE"  # it keeps the pages that it has been given
+                m.next = "PREPARE SAVE"
+            with m.Else():
+                f.entry(address, f.page, "PREPARE LISTED")
+        with m.State("PREPARE LISTED"):
+            m.next = "PREPARE MORE"
+            with m.If(f.refused):
+                m.next = "PREPARE UNDO"
             with m.Else():
                 m.d.sync += one.pages.eq(one.pages + 1)
-                f.entry(address, f.page, "PREPARE MORE")
         with m.State("PREPARE SAVE"):
             m.d.comb += [
                 self.put.eq(1), self.put_index.eq(i.sequence), self.put_entry.eq(one)
             ]  # fmt: skip
             with m.If(past >= one.shared):  # every page from the first on is the sequence's alone
                 m.d.comb += self.put_entry.shared.eq(least(one.shared, first))
-            with m.If(f.entries == 0):
-                m.next = "PREPARED"
-                with m.If(f.bus_error):
-                    refuse(Error.BUS_ERROR, 0)
+            m.next = "PREPARED"
         with m.State("PREPARED"):
             m.d.comb += self.done.eq(1)
             m.next = done

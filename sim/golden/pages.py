@@ -69,11 +69,14 @@ class PageManager:
         pages : by number, None: free. free : stack of free pages. sequences : those that are open.
         planes : (base, stride, bytes of a page) by number, kept by the owner as PLANE commands say.
         quotas, held : pages by tenant. limit : MEMORY_LIMIT. copied : bytes copied so far.
+        refuses : whether memory answers an APPEND's or COPY's write of a page number, by address,
+        with a bus error, and does not carry it out.
     """
 
     def __init__(self, config: CoreConfig, memory: NDArray[np.uint8]) -> None:
         self.config, self.memory, self.limit = config, memory, len(memory)
         self.planes: dict[int, tuple[int, int, int]] = {}
+        self.refuses: Callable[[int], bool] = lambda address: False
         self.reset()
 
     def reset(self) -> None:
@@ -121,7 +124,8 @@ class PageManager:
     def prepare(self, c: dict[str, int]) -> None:
         """Gives an APPEND its pages, each for the sequence alone (a repair takes them as they are).
 
-        Ascending: a page that others hold too is replaced by a copy, a missing one is taken.
+        Ascending: a page that others hold too is replaced by a copy, a missing one is taken; until
+        one of them cannot be entered.
         """
         self.check_append(c)
         if c["repair"]:
@@ -142,13 +146,16 @@ class PageManager:
                 continue  # the table named it twice, and the other place has its copy
             new = self._take(one.tenant, references=1)
             self._copy_page(table[n], new)
-            self._write(one.table + 4 * n, [new])
+            self._enter(one.table + 4 * n, new, "references", "tokens")
             self._drop([table[n]], "references")
-        while one.pages <= last:
-            self._write(one.table + 4 * one.pages, [self._take(one.tenant, references=1)])
-            one.pages += 1
-        if last + 1 >= one.shared:
-            one.shared = min(one.shared, first)
+        try:
+            while one.pages <= last:
+                new = self._take(one.tenant, references=1)
+                self._enter(one.table + 4 * one.pages, new, "references", "tokens")
+                one.pages += 1
+        finally:  # it keeps the pages that it was given before one could not be entered
+            if last + 1 >= one.shared:
+                one.shared = min(one.shared, first)
 
     def _check_places(self, c: dict[str, int]) -> None:
         """What the append unit asks of every page before the first byte is written.
@@ -278,8 +285,7 @@ class PageManager:
             self._aligned(c, "list")
             self._inside(c, "list", 4 * c["count"])
             self._room(c["count"], c["tenant"], "count")
-            taken = [self._take(c["tenant"], pins=1) for _ in range(c["count"])]
-            self._write(c["list"], taken)
+            self._take_listed(c)
             return
         self._aligned(c, "host", "host_stride", "list", "slots")
         size = sum(plane[2] for plane in self.planes.values())
@@ -294,11 +300,9 @@ class PageManager:
             self._need(slot < c["host_slots"], Error.BAD_RANGE, "slots", n)
         at = [c["host"] + slot * c["host_stride"] for slot in slots]
         if c["inward"]:
-            for n, start in enumerate(at):
-                page = self._take(c["tenant"], pins=1)
+            for page, start in zip(self._take_listed(c), at, strict=True):
                 for inside, host, count in self._parts(page, start):
                     self._move(host, inside, count)
-                self._write(c["list"] + 4 * n, [page])
             return
         pages = self._read(c["list"], c["count"])
         for n, number in enumerate(pages):
@@ -307,6 +311,19 @@ class PageManager:
         for number, start in zip(pages, at, strict=True):
             for inside, host, count in self._parts(number, start):
                 self._move(inside, host, count)
+
+    def _take_listed(self, c: dict[str, int]) -> list[int]:
+        """New pages with a pin each, in `list`: all of them or none."""
+        taken: list[int] = []
+        try:
+            for n in range(c["count"]):
+                new = self._take(c["tenant"], pins=1)
+                self._enter(c["list"] + 4 * n, new, "pins", "list", n)
+                taken.append(new)
+        except Refused:
+            self._drop(taken, "pins")
+            raise
+        return taken
 
     def _query(self, c: dict[str, int]) -> Result:
         config, what = self.config, c["what"]
@@ -449,6 +466,13 @@ class PageManager:
 
     def _write(self, address: int, numbers: list[int]) -> None:
         self.memory[address : address + 4 * len(numbers)].view("<u4")[:] = numbers
+
+    def _enter(self, address: int, page: int, what: str, field: str, index: int = 0) -> None:
+        """The number of a page just taken into a table or list; without that it goes back."""
+        if self.refuses(address):
+            self._drop([page], what)
+            raise Refused(Error.BUS_ERROR, field, index)
+        self._write(address, [page])
 
     def _move(self, source: int, target: int, count: int) -> None:
         self.memory[target : target + count] = self.memory[source : source + count]

@@ -100,9 +100,9 @@ class ManagerTime:
         """Of an APPEND that copies or takes pages."""
         s = self.steps
         new = work.pages - work.copies
-        cycles = s.prepare + self.memory + s.take * new
+        cycles = s.prepare + (s.take + self.memory) * new
         if work.copies:
-            each = self.walk(1) + s.take + s.page + 2 * s.page + self.copy(planes)
+            each = self.walk(1) + s.take + self.memory + 3 * s.page + self.copy(planes)
             cycles += self.walk(work.copies) + work.copies * each
         return cycles
 
@@ -153,7 +153,7 @@ class ManagerTime:
         s, n = self.steps, work.pages
         cycles = s.page + s.page + s.listed
         if c["inward"]:
-            cycles += s.take * n + self.memory
+            cycles += (s.take + self.memory) * n
         if c["blank"]:
             return cycles
         cycles += self.walk(n) + (0 if c["inward"] else self.walk(n))

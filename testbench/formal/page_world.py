@@ -18,8 +18,8 @@ class PageWorld(PageState):
     """Plays the store as `test_page_store` proves it, walks as `test_page_walker` does, at once.
 
     Moves of page numbers and writes of entries happen at once, too; any of them may end with a bus
-    error, behind which what was to be written is there. `outside` tells whether anything but a
-    block table or a list was read or written.
+    error. Behind that, an entry that was to be written is there or not, a move of numbers is.
+    `outside` tells whether anything but a block table or a list was read or written.
     """
 
     def __init__(self, config: CoreConfig, unit: Any, inner: Inside) -> None:
@@ -103,8 +103,9 @@ class PageWorld(PageState):
         walk, layout = walker.walk, operation_layout(self.config)
         line, first = walk.address[4:6], walk.address[2:4]
         # A walk that has to come to its end goes on until memory gives it all: the second time.
-        undoing = (self._inner.state("manager", f"UNDO {op}") for op in ("HOLD", "DROP"))
-        insists = Cat(walk.op == Op.COLLECT, walk.op == Op.MARK, *undoing).any()
+        states = ("UNDO HOLD", "UNDO DROP", "PREPARE ENTERED")
+        insisting = (self._inner.state("manager", state) for state in states)
+        insists = Cat(walk.op == Op.COLLECT, walk.op == Op.MARK, *insisting).any()
         refused = Signal(name="kept_refused")
         broken = Mux(insists & refused, 0, AnySeq(PLACES))
         with m.If(walker.start & insists):
@@ -144,19 +145,21 @@ class PageWorld(PageState):
     def _write(self, m: Module) -> None:
         """Entries and moves of page numbers."""
         entry, memory = self._unit.entry, self.memory
-        done = Signal(name="kept_done")
+        done, failed = Signal(name="kept_done"), Signal(name="kept_failed")
+        fails, dropped = AnySeq(1), AnySeq(1)
         address = entry.request.payload.address
         move, moves = self._inner["mover"].i.payload, self._inner["mover"].i.valid
         count = move.tail[2:]
-        m.d.sync += done.eq(entry.request.valid)
+        m.d.sync += [done.eq(entry.request.valid), failed.eq(fails)]
         m.d.comb += [
             entry.request.ready.eq(1), entry.beat.ready.eq(1), entry.done.eq(done),
-            entry.error.eq(AnySeq(1)),
+            entry.error.eq(failed),
         ]  # fmt: skip
         for line, row in enumerate(memory):
             for n, word in enumerate(row):
                 strobe = entry.beat.payload.strobe[4 * n]
-                with m.If(entry.beat.valid & (address[4:] == line) & strobe):
+                there = entry.beat.valid & ~(fails & dropped)
+                with m.If(there & (address[4:] == line) & strobe):
                     m.d.sync += word.eq(entry.beat.payload.data[32 * n :])
                 with m.If(moves & (move.target[4:] == line) & (count > n)):
                     m.d.sync += word.eq(chosen([r[n] for r in memory], move.source[4:6]))

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -114,17 +115,20 @@ class Table(wiring.Component):
 class Inside:
     """A block's elaborated module and the local names of the functions that made it.
 
-    `names["_count"]["more"]` is the local `more` of the method `_count`; `blocks["store"]` the
-    inside of the submodule `store`.
+    `names["_count"]["more"]` is the local `more` of the method `_count`, and of functions in other
+    files of the folder `names["Prepare.states"]["one"]`; `blocks["store"]` is the inside of the
+    submodule `store`.
     """
 
     def __init__(self, block: Any, platform: Any) -> None:
         self.names: dict[str, dict[str, Any]] = {}
-        where = inspect.getfile(type(block).elaborate)
+        where = Path(inspect.getfile(type(block).elaborate))
 
         def seen(frame: FrameType, event: str, _: Any) -> None:
-            if event == "return" and frame.f_code.co_filename == where:
-                self.names.setdefault(frame.f_code.co_name, {}).update(frame.f_locals)
+            code = frame.f_code
+            if event == "return" and Path(code.co_filename).parent == where.parent:
+                name = code.co_name if code.co_filename == str(where) else code.co_qualname
+                self.names.setdefault(name, {}).update(frame.f_locals)
 
         before = sys.getprofile()
         sys.setprofile(seen)

@@ -38,14 +38,14 @@ CYCLES = {
     Opcode.CREATE: 30,
     Opcode.PIN: 24,
     Opcode.UNPIN: 26,
-    Opcode.APPEND: 40,
+    Opcode.APPEND: 46,
     Opcode.FORK: 56,
 }
 """Cycles until the longest run of a command is over, where memory answers at once."""
 LONG = {
     "COPY outward": (Opcode.COPY, 40, {"inward": 0}),
-    "COPY of blank pages": (Opcode.COPY, 40, {"inward": 1, "blank": 1}),
-    "COPY inward": (Opcode.COPY, 56, {"inward": 1, "blank": 0}),
+    "COPY of blank pages": (Opcode.COPY, 60, {"inward": 1, "blank": 1}),
+    "COPY inward": (Opcode.COPY, 70, {"inward": 1, "blank": 0}),
 }
 """A part of what a command may do, its cycles, and fields that are given."""
 QUICK = (Opcode.RELEASE, Opcode.QUERY, Opcode.QUOTA)
@@ -144,6 +144,14 @@ TWINS = {
     "an APPEND asks for no room for copies": (
         Opcode.APPEND, prepare, "f.room(shared + missing,", "f.room(missing,", WITHIN
     ),
+    "an APPEND takes an entry that memory refused for written": (
+        Opcode.APPEND, prepare, 'f.walk(address, Const(1), Op.LOOK, one.tenant, "PREPARE READ")',
+        "pass", REFERENCES,
+    ),
+    "an APPEND counts a page whose entry memory refused": (
+        Opcode.APPEND, prepare, 'm.next = "PREPARE UNDO"\n            with m.Else():',
+        "m.d.sync += one.pages.eq(one.pages + 1)\n            with m.Else():", REFERENCES,
+    ),
     "QUERY tells the quota for what is held": (
         Opcode.QUERY, commands, "Mux(query.what == Query.HELD, counts.held, counts.quota)",
         "counts.quota", TELLS,
@@ -169,8 +177,11 @@ LONG_TWINS = {
         '"COPY TAKEN", tenant=self.tenant, pin=0)', REFERENCES,
     ),
     "COPY lists the pages that it takes elsewhere": (
-        "COPY of blank pages", commands, 'f.entry(here, f.page, "COPY TAKE")',
-        'f.entry(there, f.page, "COPY TAKE")', TAKEN,
+        "COPY of blank pages", commands, 'f.entry(here, f.page, "COPY LISTED")',
+        'f.entry(there, f.page, "COPY LISTED")', TAKEN,
+    ),
+    "COPY does not free the pages that it cannot list": (
+        "COPY of blank pages", commands, 'm.next = "UNDO COLLECT"', 'm.next = "REPORT"', KEPT
     ),
     "COPY asks for no room": (
         "COPY of blank pages", commands, "f.room(Mux(c.inward, c.count, 0),", "f.room(0,", WITHIN

@@ -3,9 +3,12 @@
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from m890.hdl.config import CoreConfig
+
+Fault = Literal["keeps", "drops", "spoils"]
+"""What memory does with a beat whose write it answers with a bus error."""
 
 
 def read_server(
@@ -65,9 +68,14 @@ def write_server(
     latency: int = 3,
     steady: bool = False,
     bad: Callable[[int], bool] = lambda address: False,
+    fault: Fault = "keeps",
 ) -> Callable[[Any], Any]:
-    """A process that carries out a requester's writes when it acknowledges them, not before."""
+    """A process that carries out a requester's writes when it acknowledges them, not before.
+
+    `bad` names beats that meet a bus error, `fault` what becomes of them.
+    """
     size = config.port_bytes
+    flips = 0xFF * (fault == "spoils")
 
     async def serve(ctx: Any) -> None:
         requests: deque[tuple[int, int]] = deque()
@@ -83,11 +91,12 @@ def write_server(
             ctx.set(port.error, rng.random() < 0.5)
             if answer:
                 _, words = done.popleft()
-                ctx.set(port.error, any(bad(at) for at, _, _ in words))
-                for at, word, strobe in words:
+                errors = [bad(at) for at, _, _ in words]
+                ctx.set(port.error, any(errors))
+                for (at, word, strobe), error in zip(words, errors, strict=True):
                     for n, byte in enumerate(word.to_bytes(size, "little")):
-                        if strobe >> n & 1:
-                            memory[at + n] = byte
+                        if strobe >> n & 1 and not (error and fault == "drops"):
+                            memory[at + n] = byte ^ flips * error
             _, _, valid, request, given, beat = await ctx.tick().sample(
                 port.request.valid, port.request.payload, port.beat.valid, port.beat.payload
             )

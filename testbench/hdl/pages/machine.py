@@ -12,7 +12,7 @@ from m890.hdl.config import CoreConfig
 from m890.hdl.numerics.formats import Format
 from m890.hdl.pages.manager import PageManager as PageUnit
 from m890.sim.golden.pages import PageManager, Refused, Result
-from m890.testbench.hdl.memory.stubs import read_server, write_server
+from m890.testbench.hdl.memory.stubs import Fault, read_server, write_server
 from m890.testbench.hdl.pages.traffic import FORMATS, Map
 
 LIMIT = 200_000
@@ -26,9 +26,12 @@ class PageMachine:
 
     def __init__(
         self, config: CoreConfig, map: Map, seed: int, *, latency: int = 3, steady: bool = False,
-        bad: Callable[[int], bool] = lambda address: False, ask: bool = False,
+        bad: Callable[[int], bool] = lambda address: False,
+        refused: Callable[[int], bool] | None = None, fault: Fault = "keeps", ask: bool = False,
     ) -> None:  # fmt: skip
-        """ask: owners of pages are asked for all the time, while commands run."""
+        """refused: beats that meet a bus error when they are written, if others than `bad`; fault:
+        what becomes of them. ask: owners of pages are asked for all the time, while commands run.
+        """
         self.config, self.map = config, map
         self.rng = random.Random(seed)
         start = np.random.default_rng(seed).integers(0, 256, map.limit, np.uint8)
@@ -47,7 +50,7 @@ class PageMachine:
         for port in ("entry", "page"):
             self._add(write_server(
                 config, getattr(self.unit, port), self.memory, self.rng, latency=latency,
-                steady=steady, bad=bad
+                steady=steady, bad=refused or bad, fault=fault
             ))  # fmt: skip
         self._add(self._planes)
         self._past = self._owners()  # before the last command

@@ -229,6 +229,129 @@ def test_a_bus_error_at_any_beat_loses_nothing(seed, case, twice):
     assert case in ("CREATE", "FORK") or outcomes[Error.OK] >= 2, outcomes
 
 
+@pytest.mark.parametrize("fault", ["drops", "keeps", "spoils"])
+@pytest.mark.parametrize("place", [1, 3, 4], ids=["copied", "new", "newer"])
+def test_an_append_does_not_trust_an_entry_that_memory_refused(seed, place, fault):
+    """A new page whose entry was refused is given back; a copied one, too, if the old one is still
+    named: then the command fails. Pages before it stay. Given again, it is carried out."""
+    map = memory_map(TINY, 2, tokens=16 * SIZE)
+    entry = map.tables + map.table_bytes + 4 * place
+    beat = entry & -TINY.port_bytes
+    writes = {1: [True], 3: [False, True], 4: [True]}[place]  # of the entry's beat, in order
+    unread = []  # what is refused once when it is read
+
+    def bad(address):
+        return address in unread and not unread.remove(address)
+
+    def refused(address):
+        fails = address == beat and bool(writes) and writes.pop(0)
+        unread.extend([beat] * fails)
+        return fails
+
+    machine = PageMachine(TINY, map, seed, bad=bad, refused=refused, fault=fault)
+    append = command(Opcode.APPEND, sequence=1, start=SIZE + 1, tokens=4 * SIZE - 1, commit=1)
+
+    async def test(machine):
+        model = machine.model
+        waiting, writes[:] = list(writes), []
+        for c in [*opened(machine, 0, 3 * SIZE), forked(machine, 0, 1, 3 * SIZE - 1)]:
+            await machine.both(*c)
+        writes[:] = waiting
+        fails = place > 1 or fault == "drops"
+        model.refuses = lambda address: fails and address == entry
+        found = await machine.perform(*append)
+        assert Error(found.error) == (Error.BUS_ERROR if fails else Error.OK)
+        assert model.run(*append) == found
+        if place > 1:  # behind the sequence's pages: nobody reads it
+            assert unread.pop() == beat
+            machine.memory[entry : entry + 4] = model.memory[entry : entry + 4].tobytes()
+        if not fails:
+            model.committed(append[1])
+        assert bytes(machine.memory) == model.memory.tobytes() and not unread and not writes
+        await machine.same_state()
+        model.refuses = lambda address: False
+        await machine.both(*append)
+        await machine.same_state()
+
+    machine.run(test)
+
+
+def copied_in(machine, blank=0):
+    """An inward COPY of six pages; its slots are in the model's memory."""
+    map, model = machine.map, machine.model
+    slots = map.lists + 2 * TINY.port_bytes
+    model.memory[slots : slots + 24].view("<u4")[:] = range(6)
+    return command(
+        Opcode.COPY, inward=1, blank=blank, host=map.host, host_stride=map.host_stride,
+        host_slots=8, list=map.lists, slots=slots, count=6,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("blank", [0, 1])
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_a_copy_takes_no_page_if_it_cannot_list_one(seed, place, blank):
+    map = memory_map(TINY, 2, tokens=16 * SIZE)
+    each = TINY.port_bytes // 4
+    beat, earlier = map.lists + place // each * TINY.port_bytes, place % each
+    unread, writes = [], []
+
+    def bad(address):
+        return address in unread and not unread.remove(address)
+
+    def refused(address):
+        fails = address == beat and bool(writes) and writes.pop(0)
+        unread.extend([map.lists] * (fails and place > 0))  # where those before it are named
+        return fails
+
+    machine = PageMachine(TINY, map, seed, bad=bad, refused=refused, fault="drops")
+
+    async def test(machine):
+        model = machine.model
+        for c in opened(machine, 0, 3 * SIZE):
+            await machine.both(*c)
+        copy = copied_in(machine, blank)
+        writes[:] = [False] * earlier + [True]
+        model.refuses = lambda address: address == map.lists + 4 * place
+        found = await machine.both(*copy)
+        assert (Error(found.error), found.index) == (Error.BUS_ERROR, place)
+        assert not writes and not unread and len(model.free) == TINY.pages - 3
+        await machine.same_state()
+        model.refuses = lambda address: False
+        assert not (await machine.both(*copy)).error
+        await machine.same_state()
+
+    machine.run(test)
+
+
+@pytest.mark.parametrize("where", ["slot", "page", "list of slots"])
+def test_a_copy_that_meets_a_bus_error_gives_its_pages_back(seed, where):
+    map = memory_map(TINY, 2, tokens=16 * SIZE)
+    base, stride, _ = map.planes[1]
+    slots = map.lists + 2 * TINY.port_bytes
+    bad = {"slot": map.host + 4 * map.host_stride, "page": base + 7 * stride}.get(where, slots)
+    armed = []
+
+    def fails(address):
+        armed.extend([address] * (address == bad))
+        return address == bad and len(armed) == (2 if where == "list of slots" else 1)
+
+    machine = PageMachine(TINY, map, seed, bad=fails)
+
+    async def test(machine):
+        for c in opened(machine, 0, 3 * SIZE):
+            await machine.both(*c)
+        copy = copied_in(machine)
+        machine.memory[:] = machine.model.memory.tobytes()
+        found = await machine.perform(*copy)
+        page = {"slot": 4, "page": 4}.get(where, 0)  # the fifth page taken is number 7
+        assert (Error(found.error), found.index) == (Error.BUS_ERROR, page)
+        machine.memory[:] = machine.model.memory.tobytes()  # of free pages and the list
+        await machine.same_state()
+        assert not (await machine.perform(*copy)).error
+
+    machine.run(test)
+
+
 def test_a_reset_ends_what_memory_refuses_for_good(seed):
     map = memory_map(TINY, 1, tokens=16 * SIZE)
     armed, seen = [], []
