@@ -223,6 +223,7 @@ class RowArray(wiring.Component):
         m.d.comb += [
             low.eq(question.t_low - question.start),
             high.eq(question.t_high - question.start),
+            see.valid.eq(question.valid),
             see.slot.eq(question.slot),
             see.causal.eq(params.causal),
             see.window.eq(params.window != 0),

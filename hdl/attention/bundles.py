@@ -102,7 +102,7 @@ class RowBundles:
         self.drain = layout({"enable": 1, "set": 1, "word": bits(words)})
         """Any cycle: accumulators to read; they show on `o_word` in the next cycle."""
         self.see = layout(
-            {"slot": 1, "causal": 1, "window": 1, "draft": 1, "below_sinks": 1,
+            {"valid": 1, "slot": 1, "causal": 1, "window": 1, "draft": 1, "below_sinks": 1,
              "t_low": TOKEN_BITS, "t_high_window": TOKEN_BITS + 1,
              "draft_bits": DRAFT_BITS}
         )  # fmt: skip

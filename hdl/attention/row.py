@@ -256,7 +256,8 @@ class Row(wiring.Component):
             add_bias.a.eq(capped),
             add_bias.b.eq(Mux(self.bias_use.enable, bias, 0)),
         ]
-        masked = delay(m, self.bias_use.enable & minus_inf, self.timing.add, name="bias_masks")
+        with m.If(self.wake.score):
+            masked = delay(m, self.bias_use.enable & minus_inf, self.timing.add, name="bias_masks")
         return add_bias.o, masked
 
     def _softmax(
@@ -280,7 +281,8 @@ class Row(wiring.Component):
         plain = (~mask.causal | (mask.token <= here)) & near
         drafted = mask.draft_in_range & tree.bit_select(mask.draft_index, 1)
         takes_part = self.row_mask.bit_select(self.index, 1)
-        m.d.sync += allowed.eq(takes_part & mask.in_range & Mux(mask.draft, drafted, plain))
+        with m.If(self.wake.score):
+            m.d.sync += allowed.eq(takes_part & mask.in_range & Mux(mask.draft, drafted, plain))
 
         awake = EnableInserter(self.wake.score)
         exp2, scale_p = Exp2(), ScaleP()
@@ -293,8 +295,9 @@ class Row(wiring.Component):
                 Mux(self.exp.sink, Mux(self.exp.slot, sink[1], sink[0]), biased),
             ),
         ]
-        m.d.sync += self.visible.eq(counted)
-        live = delay(m, visible, exp2.latency, name="live")
+        with m.If(self.wake.score):
+            m.d.sync += self.visible.eq(counted)
+            live = delay(m, visible, exp2.latency, name="live", reset=True)
         p = bundle(Operand, name="p")
         with m.If(live):
             m.d.comb += p.eq(exp2.p)
@@ -361,4 +364,5 @@ class Row(wiring.Component):
         plain = (~see.causal | (see.t_low <= here)) & near
         drafted = (tree & see.draft_bits).any()
         asked = self.see_mask.bit_select(self.index, 1)
-        m.d.sync += self.seen.eq(asked & Mux(see.draft, drafted, plain))
+        with m.If(see.valid):
+            m.d.sync += self.seen.eq(asked & Mux(see.draft, drafted, plain))

@@ -15,6 +15,7 @@ from m890.hdl.kv.items import (
     segment_layout,
 )
 from m890.hdl.memory.queue import Queue
+from m890.hdl.numerics.pipeline import bundle
 
 SEEN_LATENCY = 2
 """Cycles from a question on `see` to its answer on `seen`."""
@@ -86,16 +87,19 @@ class Walker(wiring.Component):
             asked[0].source.eq(source),
             *(after.eq(before) for before, after in zip(asked, asked[1:], strict=False)),
         ]
-        settled = ~Cat(question.valid for question in asked).any()
-        m.d.sync += [
-            self.see.valid.eq(step),
-            self.see.slot.eq(job.slot),
-            self.see.t_low.eq(Mux(is_first, segment.start, Cat(zeros, chunk))),
-            self.see.t_high.eq(Mux(is_last, top, Cat(~zeros, chunk))),
-            self.see.start.eq(segment.start),
-            self.see.draft.eq(segment.kind == SegmentKind.DRAFT),
-            self.see.row_mask.eq(segment.row_mask),
-        ]
+        settled = ~Cat(one.valid for one in asked).any()
+        question, is_question = bundle(self.see.shape(), name="question"), Signal()
+        m.d.sync += is_question.eq(step)
+        with m.If(step):  # otherwise what answers it stands still
+            m.d.sync += [
+                question.slot.eq(job.slot),
+                question.t_low.eq(Mux(is_first, segment.start, Cat(zeros, chunk))),
+                question.t_high.eq(Mux(is_last, top, Cat(~zeros, chunk))),
+                question.start.eq(segment.start),
+                question.draft.eq(segment.kind == SegmentKind.DRAFT),
+                question.row_mask.eq(segment.row_mask),
+            ]
+        m.d.comb += [self.see.eq(question), self.see.valid.eq(is_question)]
 
         kind = Signal(2, init=ItemKind.CHUNK)
         entry = entries.i.payload

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data
 
+from m890.hdl.numerics import four_bits
 from m890.hdl.numerics.formats import (
     CODINGS,
     ELEMENT_EXP_BITS,
@@ -20,6 +21,7 @@ from m890.hdl.numerics.types import Element, Wide
 NAN_SIG = 1 << SIG_BITS - 1
 """Significand of a NaN: nonzero, so that its lane is active."""
 _MANTISSA = SIG_BITS - 1
+_FOUR_BITS = tuple(int(f) for f, coding in CODINGS.items() if coding.grouped)
 
 
 def decode(m: Module, raw: Value, format: Value, *, name: str = "element") -> data.View:
@@ -30,9 +32,14 @@ def decode(m: Module, raw: Value, format: Value, *, name: str = "element") -> da
 def decode_each(
     m: Module, raws: Sequence[Value], format: Value, *, name: str = "element"
 ) -> list[data.View]:
-    """The elements that `raws` are in `format`; what depends on it alone is there once."""
+    """The elements that `raws` are in `format`; what depends on it alone is there once.
+
+    Those of 4 bits have their scales with them: `four_bits.with_scale`.
+    """
     codings = {int(f): CODINGS[f] for f in ELEMENT_FORMATS if f != Format.BF16}
-    return _decode(m, raws, format, codings, name)
+    is_mx = format == Format.MXFP4
+    as_bf16 = [four_bits.bf16(m, raw, is_mx, name=f"{name}{n}") for n, raw in enumerate(raws)]
+    return _decode(m, raws, format, codings, name, as_bf16)
 
 
 def decode16(m: Module, raw: Value, is_fp16: Value, *, name: str = "element") -> data.View:
@@ -41,9 +48,14 @@ def decode16(m: Module, raw: Value, is_fp16: Value, *, name: str = "element") ->
 
 
 def _decode(
-    m: Module, raws: Sequence[Value], key: Value, codings: dict[int, Coding], name: str
+    m: Module,
+    raws: Sequence[Value],
+    key: Value,
+    codings: dict[int, Coding],
+    name: str,
+    of_four: Sequence[Value] = (),
 ) -> list[data.View]:
-    """Elements in the coding that `key` names, BF16 if none.
+    """Elements in the coding that `key` names, BF16 if none; of 4-bit formats, `of_four` in BF16.
 
     A format's fields are brought to common places, behind which all formats share the logic.
     """
@@ -55,11 +67,13 @@ def _decode(
         for _ in raws
     ]
     default = CODINGS[Format.BF16]
+    cases = [((code,), coding, raws) for code, coding in codings.items()]
+    cases += [(_FOUR_BITS, default, of_four)] if of_four else []
     with m.Switch(key):
-        for code, coding in [*codings.items(), (None, default)]:
-            with m.Default() if code is None else m.Case(code):
+        for codes, coding, words in [*cases, ((), default, raws)]:
+            with m.Case(*codes) if codes else m.Default():
                 exp, man = coding.exp_bits, coding.man_bits
-                for raw, part in zip(raws, parts, strict=True):
+                for raw, part in zip(words, parts, strict=True):
                     m.d.comb += part["sign"].eq(raw[coding.bits - 1])
                     if exp:
                         exponent, mantissa = raw[man : man + exp], raw[:man]

@@ -34,6 +34,16 @@ _STORE = re.compile(r"^ *(\w[\w$]*|\\\S+ )(?:\[[^<]*\])* <= |^ *(\{[^=]*\}) <= "
 _WIRE = re.compile(
     r"((?: *\(\*.*\*\)\n)*)  wire ((?:signed )?(?:\[\d+:\d+\] )?)(\w[\w$]*|\\\S+ );"
 )
+_MEMORY = re.compile(r"^ *reg \[(\d+):0\] (\S+) \[\d+:0\];", re.M)
+_WRITE = re.compile(
+    r"    if \((?P<enable>.*)\)\n"
+    r"      (?P<name>\w[\w$]*)\[(?P<address>.*)\]"
+    r"\[(?P<high>\d+):(?P<low>\d+)\] <= (?P<data>.*);\n"
+)
+_WRITTEN_IN_PARTS = re.compile(
+    r"  always @\(posedge clk\) begin\n"
+    r"(?P<writes>(?:    if \(.*\)\n      \w\S*\]\[\d+:\d+\] <= .*;\n){2,})  end"
+)
 _DECLARATION = re.compile(r" *(?:\(\*.*\*\)\s*)*(?:wire|reg) [^=\n]*(?:= [^;\n]*)?;$")
 _NOISE = re.compile(r"\d*'s?[bdh][0-9a-fA-Fxz?_]+|\(\*.*?\*\)|//[^\n]*")
 _NAME = re.compile(r"\\\S+|[A-Za-z_][\w$]*")
@@ -93,7 +103,7 @@ def prepare(design: VerilogDesign, *, everything_shows: bool) -> str:
     alone = [m.name for m in design.modules.values() if m.external]
     text = design.text
     if not everything_shows:
-        text = gather(flatten(text, design.name, alone))
+        text = gather(whole_words(flatten(text, design.name, alone)))
     for name in alone:
         whole = text
 
@@ -120,7 +130,7 @@ def _shared(module: re.Match[str], text: str) -> str:
         kept = f"{name}$kept"
         body = renamed(body, lambda word, n=name, k=kept: k if word == n else word)
         body = (
-            f"  reg {width}{kept} /*verilator public_flat_rw*/;\n  initial {kept} = {name};\n{body}"
+            f"  reg {width}{kept} /*verilator public_flat_rd*/;\n  initial {kept} = {name};\n{body}"
         )
     head = f"module {module['name']}({ports}\n); /*verilator no_inline_module*/"
     return f"{head}\n{body}endmodule"
@@ -128,6 +138,34 @@ def _shared(module: re.Match[str], text: str) -> str:
 
 def _instances(module: str, text: str) -> str:
     return "".join(re.findall(rf"^  {module} [^;]*;$", text, re.M))
+
+
+def whole_words(text: str) -> str:
+    """Verilog in which memories that are written in parts take whole words, old parts and new.
+
+    One store instead of one per part, each of which costs something in every cycle.
+    """
+    widths = {name: int(high) + 1 for high, name in _MEMORY.findall(text)}
+
+    def whole(process: re.Match[str]) -> str:
+        parts = list(_WRITE.finditer(process["writes"]))
+        name, address = parts[0]["name"], parts[0]["address"]
+        places = [(int(p["low"]), int(p["high"]) + 1) for p in parts]
+        ends = [0, *(high for _, high in places)]
+        same = all((p["name"], p["address"]) == (name, address) for p in parts)
+        if not same or [low for low, _ in places] != ends[:-1] or ends[-1] != widths.get(name):
+            return process[0]
+        word = f"{name}[{address}]"
+        values = [
+            f"({p['enable']}) ? {p['data']} : {word}[{p['high']}:{p['low']}]" for p in parts
+        ]
+        any_part = " | ".join(f"({p['enable']})" for p in parts)
+        return (
+            f"  always @(posedge clk) begin\n    if ({any_part}) begin\n"
+            f"      {word} <= {{ {', '.join(reversed(values))} }};\n    end\n  end"
+        )
+
+    return _WRITTEN_IN_PARTS.sub(whole, text)
 
 
 def gather(text: str) -> str:

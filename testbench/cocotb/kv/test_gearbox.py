@@ -7,7 +7,7 @@ from m890.hdl.config import preset
 from m890.hdl.kv.gearbox import Gearbox
 from m890.hdl.kv.items import tile_beat_layout
 from m890.hdl.numerics.formats import CODINGS, Format
-from m890.sim.golden.elements import ungroup
+from m890.hdl.numerics.four_bits import CODE_BITS
 from m890.testbench.cocotb.runner import Bench, config, on_both_simulators, seed
 from m890.testbench.cocotb.streams import Clocked
 from m890.testbench.hdl.kv.support import pick
@@ -26,7 +26,7 @@ async def elements_in_order(dut, stalls):
         beats.append({"data": word, "part": part, "format": int(format)})
         codes = np.array(pick(c, beats[-1]), np.uint16)
         if CODINGS[format].grouped:
-            codes = ungroup(codes, np.array([scale]), format)
+            codes = codes | scale << CODE_BITS
         expected.append(codes.tolist())
     clocked = Clocked(dut)
     clocked.source("i", beats, layout=tile_beat_layout(c), stall=stalls[0], seed=seed())

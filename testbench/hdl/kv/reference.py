@@ -10,8 +10,8 @@ from m890.hdl.config import CoreConfig
 from m890.hdl.control.layouts import ENTRIES
 from m890.hdl.kv.items import ItemKind
 from m890.hdl.layout import TAG_START, PageLayout, raw_stride
-from m890.hdl.numerics.formats import CODINGS, Format
-from m890.sim.golden.elements import ungroup
+from m890.hdl.numerics.formats import CODINGS, GROUP, Format
+from m890.hdl.numerics.four_bits import CODE_BITS
 from m890.testbench.hdl.kv.support import Image
 
 
@@ -200,7 +200,7 @@ def _codes(
     image: Image, start: int, layout: PageLayout, token: np.ndarray, feature: np.ndarray, *,
     value: bool,
 ) -> np.ndarray:  # fmt: skip
-    """What the array gets of K (or V): stored codes, or BF16 where groups have scales."""
+    """What the array gets of K (or V): stored codes, with the scale above where groups have one."""
     at = start + layout.element(token, feature, value=value)  # type: ignore[arg-type]
     codes = image.codes(np.asarray(at), max(1, layout.coding.bits // 8))
     if not layout.coding.grouped:
@@ -209,7 +209,8 @@ def _codes(
         image.codes(start + layout.scale(token[:, 0], value=value, group=group), 1)  # type: ignore
         for group in range(layout.scale_bytes)
     ]
-    return ungroup(codes >> 4 * (feature % 2) & 15, np.stack(scales, -1), layout.format)
+    beside = np.repeat(np.stack(scales, -1).astype(codes.dtype), GROUP, -1)[..., : codes.shape[-1]]
+    return codes >> CODE_BITS * (feature % 2) & 15 | beside << CODE_BITS
 
 
 def _whole(

@@ -1,11 +1,14 @@
 """Decoding: every code of every format."""
 
+import numpy as np
 import pytest
-from amaranth.hdl import Cat, Module, Value
+from amaranth.hdl import Cat, Module, Shape, Value
 
-from m890.hdl.numerics.decode import bias_to_wide, decode, decode16
+from m890.hdl.numerics.decode import bias_to_wide, decode, decode16, decode_each
 from m890.hdl.numerics.formats import CODINGS, ELEMENT_FORMATS, Format
+from m890.hdl.numerics.four_bits import CODE_BITS
 from m890.hdl.numerics.types import Element
+from m890.sim.golden.elements import ungroup
 from m890.testbench.hdl.numerics import reference as ref
 from m890.testbench.hdl.numerics.pipelines import Registered, run_pipeline
 
@@ -29,6 +32,24 @@ def test_every_code(format: Format) -> None:
     got = run_pipeline(dut, {"raw": codes, "format": [format] * len(codes)}, ["o"], 1)["o"]
     for code, o in zip(codes, got, strict=True):
         assert _same(o, ref.decode(code, format)), f"{format.name} {code:#x}"
+
+
+@pytest.mark.parametrize("format", [f for f in Format if CODINGS[f].grouped])
+def test_every_code_under_every_scale(format: Format) -> None:
+    """Among others of other formats, in the lane beside."""
+    scales, codes = (x.ravel() for x in np.mgrid[:256, :16])
+    raws = codes | scales << CODE_BITS
+
+    def function(m: Module, raw: Value, format: Value) -> Value:
+        return Cat(map(Value.cast, decode_each(m, [raw, raw[::-1]], format)))
+
+    width = Shape.cast(Element).width
+    dut = Registered({"raw": 16, "format": 4}, 2 * width, function)
+    got = run_pipeline(dut, {"raw": raws.tolist(), "format": [format] * len(raws)}, ["o"], 1)["o"]
+    words = ungroup(codes[:, None], scales[:, None], format).ravel().tolist()
+    for code, word, o in zip(raws, words, got, strict=True):
+        want = ref.decode(word, Format.BF16)
+        assert _same(o & (1 << width) - 1, want), f"{format.name} {code:#x}"
 
 
 @pytest.mark.parametrize("format", [Format.BF16, Format.FP16])

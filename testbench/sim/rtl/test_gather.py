@@ -3,7 +3,7 @@
 import re
 
 from m890.sim.rtl.flatten import flatten
-from m890.sim.rtl.gather import gather
+from m890.sim.rtl.gather import gather, whole_words
 
 MODULE = """\
 module unit(
@@ -192,3 +192,38 @@ def test_instances_are_written_out_and_copies_left_out() -> None:
 def test_modules_that_stand_alone_stay_instances() -> None:
     text = flatten(HIERARCHY, "top", ["inner"])
     assert "  inner one (" in text and "module inner(" in text and "one$" not in text
+
+
+MEMORY = """\
+module unit(
+  input wire clk,
+  input wire [1:0] enable,
+  input wire [7:0] data
+);
+  reg [7:0] words$memory [3:0];
+  always @(posedge clk) begin
+    if (enable[0])
+      words$memory[data[1:0]][3:0] <= data[3:0];
+    if (enable[1])
+      words$memory[data[1:0]][7:4] <= data[7:4];
+  end
+endmodule
+"""
+
+
+def test_a_memory_written_in_parts_takes_the_whole_word() -> None:
+    text = whole_words(MEMORY)
+    assert text.count("<=") == 1
+    assert "    if ((enable[0]) | (enable[1])) begin\n" in text
+    high = "(enable[1]) ? data[7:4] : words$memory[data[1:0]][7:4]"
+    low = "(enable[0]) ? data[3:0] : words$memory[data[1:0]][3:0]"
+    assert f"      words$memory[data[1:0]] <= {{ {high}, {low} }};\n" in text
+
+
+def test_parts_that_are_not_the_whole_word_stay() -> None:
+    for changed in (
+        MEMORY.replace("reg [7:0]", "reg [8:0]"),
+        MEMORY.replace("data[1:0]][7:4]", "data[2:1]][7:4]"),
+        MEMORY.replace("[7:4] <=", "[7:5] <="),
+    ):
+        assert whole_words(changed) == changed
