@@ -48,9 +48,9 @@ def quiet(unit: Any, inner: Inside, idle: bool = True) -> Value:
 class PageMachine(wiring.Component):
     """One command on any state that holds between commands; the state behind it holds, too.
 
-    So no sequence of commands of any length leads out of these states. An APPEND's tokens lie in
-    one page; `fields` are those of the command that have one value. `only` leaves out every
-    assertion but the one of that name.
+    So no sequence of commands of any length leads out of these states. APPEND has an AppendPart.
+    `fields` are those of the command that have one value. `only` leaves out every assertion but the
+    one of that name.
     """
 
     over: Out(1)
@@ -97,24 +97,13 @@ class PageMachine(wiring.Component):
 
     def _give(self, m: Module, finished: Signal, error: Signal) -> None:
         """The command in the first cycle, nothing behind it."""
-        unit, append = self._unit, self._unit.prepare.payload
-        appends = self._opcode == Opcode.APPEND
-        self._sequence = AnyConst(2)
-        waits = Signal(init=appends, name="kept_waits")
-        m.d.comb += [
-            unit.event.ready.eq(1), unit.copied.eq(1), unit.limit.eq(AnyConst(4)),
-            append.start.eq(AnyConst(5)), append.tokens.eq(AnyConst(5)),
-            append.sequence.eq(self._sequence[0]),
-            unit.prepare.valid.eq(waits),
-        ]  # fmt: skip
-        if appends:
-            self._fits(m, append)
-            with m.If(unit.prepare.ready):
-                m.d.sync += [waits.eq(0), finished.eq(1), error.eq(unit.prepared_outcome.error)]
-            return
+        unit, self._sequence = self._unit, AnyConst(2)
         self._record: Any = Signal(record_layout(COMMANDS[self._opcode]))
         self._fields(m)
-        m.d.comb += [unit.i.valid.eq(Initial()), unit.i.payload.data.eq(self._record)]
+        m.d.comb += [
+            unit.event.ready.eq(1), unit.copied.eq(1), unit.limit.eq(AnyConst(4)),
+            unit.i.valid.eq(Initial()), unit.i.payload.data.eq(self._record),
+        ]  # fmt: skip
         with m.If(unit.event.valid):
             m.d.sync += [finished.eq(1), error.eq(unit.event.payload.error)]
 
@@ -135,16 +124,6 @@ class PageMachine(wiring.Component):
         if any(field.name == "count" for field in COMMANDS[opcode].fields):
             m.d.comb += Assume(record.count <= PLACES, "lists are as long as they say")
 
-    def _fits(self, m: Module, append: Any) -> None:
-        """What dispatch has checked of an APPEND at first; its tokens lie in one page."""
-        end, last = append.start + append.tokens, append.start + append.tokens - 1
-        for s, one in enumerate(self._world.sequences):
-            room = (end <= one.limit) & (end <= PLACES << 3)
-            fits = one.open & room & (append.start <= one.pages << 3)
-            m.d.comb += Assume(~Initial() | (append.sequence != s) | fits, "as checked")
-        pages = (last >> 3) - (append.start >> 3) + 1
-        m.d.comb += Assume((append.tokens != 0) & (pages == 1), "tokens of one page")
-
     # ---------------------------------------------------------------- what holds
 
     def _readable(self) -> Value:
@@ -159,9 +138,7 @@ class PageMachine(wiring.Component):
         """The state behind the command with the one before."""
         world, opcode = self._world, self._opcode
         good = finished & (error == Error.OK)
-        # An APPEND keeps the pages that it was given before a bus error.
-        keeps = (opcode == Opcode.APPEND) & (error == Error.BUS_ERROR)
-        refused = finished & (error != Error.OK) & ~keeps
+        refused = finished & (error != Error.OK)
         quotas = Cat(*world.quotas)
         same = self._before(m, world.everything(), "state") == world.everything()
         before = [self._before(m, quota, f"quota{t}") for t, quota in enumerate(world.quotas)]

@@ -3,11 +3,10 @@
 import pytest
 
 from m890.hdl.commands import Opcode
-from m890.hdl.pages import commands, manager, prepare
+from m890.hdl.pages import commands, manager
 from m890.testbench.formal.page_machine import (
     ENDS,
     INSIDE,
-    READABLE,
     REFUSED,
     SETS,
     START,
@@ -38,7 +37,6 @@ CYCLES = {
     Opcode.CREATE: 30,
     Opcode.PIN: 24,
     Opcode.UNPIN: 26,
-    Opcode.APPEND: 46,
     Opcode.FORK: 56,
 }
 """Cycles until the longest run of a command is over, where memory answers at once."""
@@ -129,28 +127,6 @@ TWINS = {
     "FORK asks for no room": (
         Opcode.FORK, commands, 'f.room(Mux(rest, 1, 0), self.tenant, "FORK ROOM")',
         'f.room(0, self.tenant, "FORK ROOM")', WITHIN,
-    ),
-    "an APPEND keeps its reference to a page that it copied": (
-        Opcode.APPEND, prepare, 'f.operate(Op.DROP, "PREPARE DROPPED"',
-        'f.operate(Op.LOOK, "PREPARE DROPPED"', REFERENCES,
-    ),
-    "an APPEND leaves the page that it copied in the table": (
-        Opcode.APPEND, prepare, 'f.entry(address, f.page, "PREPARE ENTERED")',
-        'f.entry(address, old, "PREPARE ENTERED")', READABLE,
-    ),
-    "an APPEND takes later pages for its own": (
-        Opcode.APPEND, prepare, "with m.If(past >= one.shared):", "with m.If(past != 0):", ALONE
-    ),
-    "an APPEND asks for no room for copies": (
-        Opcode.APPEND, prepare, "f.room(shared + missing,", "f.room(missing,", WITHIN
-    ),
-    "an APPEND takes an entry that memory refused for written": (
-        Opcode.APPEND, prepare, 'f.walk(address, Const(1), Op.LOOK, one.tenant, "PREPARE READ")',
-        "pass", REFERENCES,
-    ),
-    "an APPEND counts a page whose entry memory refused": (
-        Opcode.APPEND, prepare, 'm.next = "PREPARE UNDO"\n            with m.Else():',
-        "m.d.sync += one.pages.eq(one.pages + 1)\n            with m.Else():", REFERENCES,
     ),
     "QUERY tells the quota for what is held": (
         Opcode.QUERY, commands, "Mux(query.what == Query.HELD, counts.held, counts.quota)",
