@@ -12,7 +12,7 @@ from m890.sim.synth.modules import PREFIX, Units
 
 OPTIONS = {
     "speed": "speed grade, 6 to 8 (6)",
-    "place": "place and route, for Fmax (yes)",
+    "place": "place and route, for Fmax: yes, no, or blocks, as in exp2,drain (yes)",
     "unit": "only this block and its parts (the core)",
 }
 BETTER = {"synth.fits.*": HIGHER, "synth.fmax.*": HIGHER, "synth.*": LOWER}
@@ -36,29 +36,37 @@ def run(context: BenchContext) -> list[Item]:
         context.item(f"synth.fits.{name}", "1", share <= 1, preset=name, device="LFE5U-85F",
                      share=round(share, 3), harness="chains of registers, three pins")
     )  # fmt: skip
-    if context.option("place", True):
-        items.append(_fmax(context, units, top, netlists, name))
+    blocks = context.option("place", "yes")
+    if blocks != "no":
+        items += _fmax(context, units, top, netlists, name, blocks)
     return items
 
 
 def _fmax(
-    context: BenchContext,
-    units: Units,
-    top: str,
-    netlists: dict[str, yosys.Netlist],
-    name: str,
-) -> Item:
-    """The lowest Fmax of the blocks that are placed."""
+    context: BenchContext, units: Units, top: str, netlists: dict[str, yosys.Netlist], name: str,
+    blocks: str,
+) -> list[Item]:  # fmt: skip
+    """Fmax of each block that is placed, and the lowest one, which is the core's bound."""
     speed = context.option("speed", 6)
     seed = 1 + context.seed % 1000
-    parts = figures.to_place(units, top, netlists)
-    slowest = {
-        part: place.place(units, part, netlists, context.progress.say, speed=speed, seed=seed)
-        for part in context.progress.track(parts, "placing blocks")
-    }
-    worst = min(slowest, key=lambda part: slowest[part].fmax)
-    return context.item(
-        f"synth.fmax.{name}", "MHz", slowest[worst].fmax, preset=name, device="LFE5U-85F",
-        speed=speed, placed="whole" if parts == [top] else f"{len(parts)} blocks alone",
-        slowest=worst.removeprefix(PREFIX),
-    )  # fmt: skip
+    every = figures.to_place(units, top, netlists)
+    parts = every if blocks == "yes" else [units.module(block) for block in blocks.split(",")]
+    needed = {below: None for part in parts for below in units.below(part)}
+    netlists = netlists | yosys.synthesise(units, needed, yosys.ECP5, context.progress.say)
+    facts = {"preset": name, "device": "LFE5U-85F", "speed": speed}
+    found: dict[str, float] = {}
+    for part in context.progress.track(parts, "placing blocks"):
+        timing = place.place(units, part, netlists, context.progress.say, speed=speed, seed=seed)
+        found[part.removeprefix(PREFIX)] = timing.fmax
+    items = [
+        context.item(f"synth.fmax.{name}.{block}", "MHz", fmax, **facts)
+        for block, fmax in found.items()
+    ]
+    if blocks == "yes":
+        slowest = min(found, key=lambda block: found[block])
+        placed = "whole" if parts == [top] else f"{len(parts)} blocks alone"
+        items.append(
+            context.item(f"synth.fmax.{name}", "MHz", found[slowest], **facts, placed=placed,
+                         slowest=slowest)
+        )  # fmt: skip
+    return items

@@ -273,3 +273,22 @@ def test_bench_of_one_unit() -> None:
         *(f"synth.{f}.tiny.scale_p" for f in ("lut4", "dsp", "bram", "ff")), "synth.fits.tiny"
     }  # fmt: skip
     assert values["synth.dsp.tiny.scale_p"] == 1 and values["synth.fits.tiny"] == 1
+
+
+@needs_tools
+def test_bench_places_the_blocks_that_it_is_told() -> None:
+    """Each alone; the bound of the whole is told where all of it is placed, here one block."""
+    options = {"unit": "exp2", "place": "scale_p,exp2"}
+    named = {
+        i.name: i.value for i in registry.run("synth", BenchContext(3, "tiny", options=options))
+    }
+    whole = {
+        i.name: i.value
+        for i in registry.run("synth", BenchContext(3, "tiny", options={"unit": "exp2"}))
+    }
+    alone = {"synth.fmax.tiny.scale_p", "synth.fmax.tiny.exp2"}
+    assert {name for name in named if "fmax" in name} == alone
+    assert {name for name in whole if "fmax" in name} == {"synth.fmax.tiny", "synth.fmax.tiny.exp2"}
+    fmax = named["synth.fmax.tiny.exp2"]
+    assert fmax != named["synth.fmax.tiny.scale_p"]
+    assert fmax == whole["synth.fmax.tiny.exp2"] == whole["synth.fmax.tiny"] > 50
