@@ -39,11 +39,39 @@ class Flow:
 LOGIC_DELAY = 7000
 """Picoseconds that LUTs in a row may take before the mapper spends more of them on being quick:
 without a target it makes every module as fast as it can be, at up to twice the LUTs."""
+CHAIN = 16
+"""Bits of addends from which each of several additions in a row gets a carry chain of its own. Left
+to itself Yosys makes one carry-save sum of them, which takes three LUTs per bit in place of one."""
 ECP5 = Flow(
     "ecp5",
     f"""\
+design -stash unit
+read_verilog -icells <<EOT
+(* techmap_celltype = "$add" *)
+module chain(A, B, Y);
+  parameter A_SIGNED = 0, B_SIGNED = 0, A_WIDTH = 1, B_WIDTH = 1, Y_WIDTH = 1;
+  input [A_WIDTH-1:0] A;
+  input [B_WIDTH-1:0] B;
+  output [Y_WIDTH-1:0] Y;
+  wire [Y_WIDTH-1:0] X, CO;
+  \\$alu #(
+    .A_SIGNED(A_SIGNED), .B_SIGNED(B_SIGNED),
+    .A_WIDTH(A_WIDTH), .B_WIDTH(B_WIDTH), .Y_WIDTH(Y_WIDTH)
+  ) _TECHMAP_REPLACE_ (.A(A), .B(B), .BI(1'b0), .CI(1'b0), .X(X), .Y(Y), .CO(CO));
+endmodule
+EOT
+design -stash chains
+design -load unit
 scratchpad -set abc9.D {LOGIC_DELAY}
-synth_lattice -family ecp5 -top {{top}} -noflatten""",
+synth_lattice -family ecp5 -top {{top}} -noflatten -run begin:coarse
+proc
+opt_expr
+opt_clean
+opt -nodffe -nosdff
+wreduce
+opt_clean
+techmap -map %chains t:$add r:A_WIDTH>={CHAIN} %i r:B_WIDTH>={CHAIN} %i
+synth_lattice -family ecp5 -top {{top}} -noflatten -run coarse:""",
 )
 GATES = Flow(
     "gates",
