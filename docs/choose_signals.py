@@ -22,8 +22,8 @@ SHOWN = {
     ],
     "row 0": [
         "attention.array.row0.dot.o", "attention.array.row0.add.o",
-        "attention.array.row0.exp2.s", "attention.array.row0.exp2.p",
-        "attention.array.row0.add_l.o",
+        "attention.array.score0.exp2.s", "attention.array.score0.exp2.p",
+        "attention.array.score0.add_l.o",
     ],
 }  # fmt: skip
 """Groups of the picture."""

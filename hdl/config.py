@@ -40,6 +40,7 @@ class CoreConfig:
     drain_lanes: int = 4  # output features normalised per cycle; divides `lanes`
     load_lanes: int = 4  # features of queries and of new K and V per cycle: rotated, quantised
     fifo_beats: int = 64  # port beats buffered per KV stream (hides the memory latency)
+    score_rows: int = 2  # rows that share one score unit: scale, soft cap, bias, mask, exp2, l
     softcap: bool = True  # build the soft-cap unit
     rotation: bool = True  # build the units that rotate K, V, queries and the output
     address_bits: int = 40
@@ -70,6 +71,7 @@ class CoreConfig:
         need(1 <= self.tenants <= 65536, "tenants", "1 to 65,536")
         need(1 <= self.max_segments <= 255, "max_segments", "1 to 255")
         need(power(self.p_depth) and self.p_depth >= 2, "p_depth", "a power of two of at least 2")
+        need(self.score_rows in (1, 2, 4, 8), "score_rows", "1, 2, 4 or 8")
         need(
             power(self.drain_lanes) and self.drain_lanes <= self.lanes // 2,
             "drain_lanes",
@@ -100,6 +102,17 @@ class CoreConfig:
     def max_tiles(self) -> int:
         """Tiles of `lanes` features in the largest head."""
         return self.max_head // self.lanes
+
+    @property
+    def score_units(self) -> int:
+        """Score units; the last has fewer rows where `score_rows` does not divide `rows`."""
+        return -(-self.rows // self.score_rows)
+
+    @property
+    def score_depth(self) -> int:
+        """Scores of a row that wait for its unit: two chunks, and enough of them to outlast the
+        dot product's latency."""
+        return max(32, 2 * self.lanes)
 
     @property
     def chunks_per_page(self) -> int:

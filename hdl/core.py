@@ -6,7 +6,6 @@ from amaranth.hdl import EnableInserter, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.attention.array import RowArray
 from m890.hdl.attention.engine import AttentionEngine
 from m890.hdl.config import CoreConfig
 from m890.hdl.control.control import Control
@@ -55,7 +54,7 @@ class Core(wiring.Component):
         """Modules that are instantiated by name, to be elaborated once each."""
         if not self._external_rows:
             return []
-        return [(RowArray.ROW_MODULE, self._engine.array.row)]
+        return self._engine.array.external_modules()
 
     def elaborate(self, platform: object) -> Module:
         c = self.config

@@ -1,4 +1,4 @@
-"""The row array: identical rows on one broadcast, and what they share at the array's edge."""
+"""The row array: identical rows and score units on one broadcast, and what they share."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,9 +6,11 @@ from amaranth.hdl import Cat, ClockSignal, Instance, Module, Mux, ResetSignal, S
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.attention.bundles import bits
-from m890.hdl.attention.control import used_rows
+from m890.hdl.attention.bundles import bits, member_of, unit_of
+from m890.hdl.attention.control import ArrayControl
 from m890.hdl.attention.row import Row
+from m890.hdl.attention.score import ScoreUnit
+from m890.hdl.attention.score_control import ScoreControl, used_rows
 from m890.hdl.config import DRAFT_BITS, TOKEN_BITS, CoreConfig
 from m890.hdl.kv.items import elements_layout, see_layout
 from m890.hdl.numerics.decode import decode16, decode_each
@@ -18,42 +20,34 @@ from m890.hdl.numerics.pipeline import bundle
 from m890.hdl.numerics.types import Element, Wide
 from m890.hdl.numerics.wide import fp32_to_wide
 
-BROADCAST = (
-    "setup", "query", "bias_write", "operand", "elements", "accumulate_read", "accumulate_add",
-    "accumulate_write", "score", "cap", "bias_read", "bias_use", "mask", "exp", "l_read", "l_add",
-    "l_write", "value_scale", "p_write", "wake", "drain", "see",
-)  # fmt: skip
-"""Row ports that every row sees alike."""
-FROM_CONTROL = tuple(
-    name
-    for name in BROADCAST
-    if name not in ("setup", "query", "bias_write", "elements", "drain", "see")
-)
-"""Of these, the ones that ArrayControl drives."""
+FROM_CONTROL = (*ArrayControl.BUNDLES, *ScoreControl.BUNDLES)
+"""Ports of rows and score units that all of them see alike, from their controls."""
 
 
 class RowArray(wiring.Component):
-    """`rows` rows, the decoders of queries and KV elements, and the rows' parameters.
+    """`rows` rows, their score units, the decoders of queries and KV elements, row parameters.
 
     Function
-        A beat is decoded once and broadcast; every row works on it in the same cycle (Row). What
-        rows answer is gathered: `seen` of any, `visible` and status of each, accumulators of one.
+        A beat is decoded once and broadcast; every row works on it in the same cycle (Row).
+        `score_rows` rows in a row share a ScoreUnit. What they answer is gathered: `seen` of any
+        row, `visible` and status of each unit, accumulators and l of one row.
     Members
         setup : In. {valid, slot, row, position, draft, sink (FP32)}. query : In. {valid, slot, row,
         tile, fp16, data}. bias : In. {valid, slot, row, data}.
         raw_format, raw : In. A beat's `lanes` stored elements, one cycle before stage operand.
         see : In (kv.items.see_layout). seen : Out, two cycles later. params0, params1 : In.
         drain : In. {enable, set, word, row}; o_word : Out, two cycles later.
-        l_row, l_slot : In; l : Out, in the next cycle.
-        visible, status : Out, per row. Other members: bundles from ArrayControl.
+        l_row, l_slot : In; l : Out, two cycles later.
+        visible, status : Out, per unit. Other members: bundles from ArrayControl, ScoreControl.
     Storage
-        See Row.
+        See Row, ScoreUnit.
     Parameters
-        external : instantiate the row as the Verilog module `m890_row` instead of elaborating it,
-        so that elaboration does not grow with the number of rows.
+        external : instantiate row and unit as the Verilog modules `m890_row` and `m890_score`
+        instead of elaborating them, so that elaboration does not grow with the number of rows.
     """
 
     ROW_MODULE = "m890_row"
+    SCORE_MODULE = "m890_score"
 
     if TYPE_CHECKING:  # the ports are made below, from the bundles' names
 
@@ -62,9 +56,9 @@ class RowArray(wiring.Component):
     def __init__(self, config: CoreConfig, params: data.StructLayout, *, external: bool) -> None:
         self.config = config
         self.external = external
-        self.row = Row(config)
+        self.row, self.unit = Row(config), ScoreUnit(config)
         b = self.row.bundles
-        row = bits(config.rows)
+        row, units = bits(config.rows), config.score_units
         super().__init__(
             {
                 "setup": In(
@@ -96,74 +90,83 @@ class RowArray(wiring.Component):
                 "l_row": In(row),
                 "l_slot": In(1),
                 "l": Out(Wide),
-                "row_mask": In(config.rows),
-                "visible": Out(config.rows),
-                "overflow": Out(config.rows),
-                "underflow": Out(config.rows),
+                "visible": Out(units),
+                "overflow": Out(units),
+                "underflow": Out(units),
                 **{name: In(getattr(b, name)) for name in FROM_CONTROL},
             }
         )  # fmt: skip
 
+    def external_modules(self) -> list[tuple[str, wiring.Component]]:
+        """Modules that are instantiated by name, to be elaborated once each."""
+        return [(self.ROW_MODULE, self.row), (self.SCORE_MODULE, self.unit)]
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        c = self.config
         shared = {name: getattr(self, name) for name in FROM_CONTROL}
         shared |= self._edge(m)
         shared["drain"] = self.drain
-        shared["row_mask"] = self.row_mask
         shared["see"], shared["see_mask"] = self._see(m)
         shared |= self._targets(m)
-
-        rows = self.config.rows
-        seen, visible, overflow, underflow = [], [], [], []
-        words, sums = [], []
-        for r in range(rows):
-            row = self._row(m, r, shared)
-            m.d.comb += row["index"].eq(r)
-            seen.append(row["seen"])
-            visible.append(row["visible"])
-            overflow.append(row["status"][0])
-            underflow.append(row["status"][1])
-            words.append(row["o_word"])
-            sums.append((row["l0"], row["l1"]))
-        m.d.sync += self.seen.eq(Cat(*seen).any())
+        shared["l_ask"] = ask = bundle(self.row.bundles.l_ask, name="l_ask")
         m.d.comb += [
-            self.visible.eq(Cat(*visible)),
-            self.overflow.eq(Cat(*overflow)),
-            self.underflow.eq(Cat(*underflow)),
+            ask.unit.eq(unit_of(c, self.l_row)),
+            ask.row.eq(member_of(c, self.l_row)),
+            ask.slot.eq(self.l_slot),
         ]
-        drain_row = Signal.like(self.drain_row)
-        m.d.sync += drain_row.eq(self.drain_row)
+
+        rows = [self._part(m, self.row, f"row{n}", shared) for n in range(c.rows)]
+        units = [self._part(m, self.unit, f"score{n}", shared) for n in range(c.score_units)]
+        for part in (rows, units):
+            m.d.comb += [ports["index"].eq(n) for n, ports in enumerate(part)]
+        for n, unit in enumerate(units):
+            for member, row in enumerate(rows[n * c.score_rows : (n + 1) * c.score_rows]):
+                m.d.comb += [
+                    unit[f"finished{member}"].eq(row["finished"]), row["p"].eq(unit["p"])
+                ]  # fmt: skip
+        m.d.sync += self.seen.eq(Cat(row["seen"] for row in rows).any())
+        m.d.comb += [
+            self.visible.eq(Cat(unit["visible"] for unit in units)),
+            self.overflow.eq(Cat(unit["status"][0] for unit in units)),
+            self.underflow.eq(Cat(unit["status"][1] for unit in units)),
+        ]
+        drain_row, l_unit = Signal.like(self.drain_row), Signal.like(ask.unit)
+        m.d.sync += [drain_row.eq(self.drain_row), l_unit.eq(ask.unit)]
         with m.Switch(drain_row):
-            for r in range(rows):
-                with m.Case(r):
-                    m.d.sync += self.o_word.eq(words[r])
-        with m.Switch(self.l_row):
-            for r in range(rows):
-                with m.Case(r):
-                    m.d.sync += self.l.eq(Mux(self.l_slot, sums[r][1], sums[r][0]))
+            for n, row in enumerate(rows):
+                with m.Case(n):
+                    m.d.sync += self.o_word.eq(row["o_word"])
+        with m.Switch(l_unit):
+            for n, unit in enumerate(units):
+                with m.Case(n):
+                    m.d.sync += self.l.eq(unit["l"])
         return m
 
-    def _row(self, m: Module, number: int, shared: dict[str, Any]) -> dict[str, Signal]:
-        """Row `number`, elaborated here or as an instance of the one row module.
+    def _part(
+        self, m: Module, kind: Row | ScoreUnit, name: str, shared: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A row or score unit, elaborated here or as an instance of the one module of its kind.
 
-        It gets what all rows share; returns its other ports.
+        It gets what all share; returns its other ports.
         """
-        own = [name for name in self.row.signature.members if name not in shared]
+        members = kind.signature.members
+        given = {port: value for port, value in shared.items() if port in members}
+        own = [port for port in members if port not in given]
         if not self.external:
-            row = self.row if number == 0 else Row(self.config)
-            m.submodules[f"row{number}"] = row
-            m.d.comb += [getattr(row, name).eq(value) for name, value in shared.items()]
-            return {name: getattr(row, name) for name in own}
-        # No wire per row for what all share: it would be most of a large core's text.
-        ports = {f"i_{name}": Value.cast(value) for name, value in shared.items()}
+            part = kind if name.endswith("0") else type(kind)(self.config)
+            m.submodules[name] = part
+            m.d.comb += [getattr(part, port).eq(value) for port, value in given.items()]
+            return {port: getattr(part, port) for port in own}
+        # No wire per part for what all share: it would be most of a large core's text.
+        ports = {f"i_{port}": Value.cast(value) for port, value in given.items()}
         wires = {}
-        for name in own:
-            member = self.row.signature.members[name]
-            wires[name] = Signal(member.shape, name=f"row{number}_{name}")
-            ports[f"{'i' if member.flow is In else 'o'}_{name}"] = Value.cast(wires[name])
-        m.submodules[f"row{number}"] = Instance(
-            self.ROW_MODULE, i_clk=ClockSignal(), i_rst=ResetSignal(), **ports
-        )
+        for port in own:
+            wires[port] = Signal(members[port].shape, name=f"{name}_{port}")
+            way = "i" if members[port].flow is In else "o"
+            ports[f"{way}_{port}"] = Value.cast(wires[port])
+        module = self.ROW_MODULE if isinstance(kind, Row) else self.SCORE_MODULE
+        m.submodules[name] = Instance(module, i_clk=ClockSignal(), i_rst=ResetSignal(), **ports)
         return wires
 
     def _edge(self, m: Module) -> dict[str, Value]:
@@ -189,20 +192,23 @@ class RowArray(wiring.Component):
             for n in range(self.config.lanes):
                 word = self.query.data.word_select(n, 16)
                 m.d.sync += query.elements[n].eq(decode16(m, word, self.query.fp16))
-        setup = bundle(b.setup, name="setup")
+        setup, sink = bundle(b.setup, name="setup"), bundle(Wide, name="sink")
         m.d.sync += setup.valid.eq(self.setup.valid)
         with m.If(self.setup.valid):
             m.d.sync += [
                 setup.slot.eq(self.setup.slot),
                 setup.position.eq(self.setup.position),
                 setup.draft.eq(self.setup.draft),
-                setup.sink.eq(fp32_to_wide(m, self.setup.sink, name="sink")),
+                sink.eq(fp32_to_wide(m, self.setup.sink, name="sink_now")),
             ]
         bias = bundle(b.bias_write, name="bias")
         m.d.sync += bias.valid.eq(self.bias.valid)
         with m.If(self.bias.valid):
             m.d.sync += [bias.slot.eq(self.bias.slot), bias.data.eq(self.bias.data)]
-        return {"elements": late, "query": query, "setup": setup, "bias_write": bias}
+        return {
+            "elements": late, "query": query, "setup": setup, "setup_sink": sink,
+            "bias_write": bias,
+        }  # fmt: skip
 
     def _targets(self, m: Module) -> dict[str, Value]:
         """Row numbers of the three kinds of writes, delayed as their data are."""
@@ -238,4 +244,3 @@ class RowArray(wiring.Component):
         see_mask = Signal(self.config.rows)
         m.d.comb += see_mask.eq(question.row_mask & used_rows(params.rows, self.config.rows))
         return see, see_mask
-

@@ -26,7 +26,7 @@ from m890.hdl.wake import Gated, sleeps
 BEATS = 16
 """Output beats buffered on their way to memory."""
 READ_LATENCY = 2
-"""Cycles from a drain read to its word (RowArray)."""
+"""Cycles from a drain read to its word, and from a row's number to its l (RowArray)."""
 
 
 def drain_layout(config: CoreConfig) -> data.StructLayout:
@@ -249,7 +249,7 @@ class Drain(wiring.Component):
 
     @property
     def _reciprocal_cycles(self) -> int:
-        return Reciprocal.latency + 2
+        return Reciprocal.latency + READ_LATENCY + 1
 
     def _words(
         self, m: Module, ended: data.View, read: Signal, row: Signal, rotated: Signal
@@ -288,7 +288,7 @@ class Drain(wiring.Component):
         with m.If(~ended.no_l):
             m.d.comb += l_wide.eq(self.l)
         asks = (state == DrainState.RECIPROCAL) & (row < job.rows)
-        late = reciprocal.latency + 1
+        late = reciprocal.latency + READ_LATENCY
         late_row = delay(m, row[: bits(self.config.rows)], late, name="l_row")
         write = table.write_data
         m.d.comb += [

@@ -6,9 +6,10 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.attention.array import FROM_CONTROL, RowArray
+from m890.hdl.attention.array import RowArray
 from m890.hdl.attention.control import ArrayControl
 from m890.hdl.attention.drain import Drain
+from m890.hdl.attention.score_control import ScoreControl
 from m890.hdl.attention.sequencer import Sequencer
 from m890.hdl.attention.store import StateAdder
 from m890.hdl.commands import Status
@@ -27,7 +28,8 @@ class AttentionEngine(wiring.Component):
     """Runs ATTEND jobs whose rows, queries and segments have been checked and loaded.
 
     Function
-        Attention of a job's rows over its segments, see `docs/numerics.md` and ArrayControl.
+        Attention of a job's rows over its segments, see `docs/numerics.md`, ArrayControl and
+        ScoreControl.
     Members
         row, query : In. Write strobes of the job loader, into a free slot.
         job, segment : In(stream). A loaded job, then its segments.
@@ -50,7 +52,7 @@ class AttentionEngine(wiring.Component):
     def __init__(self, config: CoreConfig, *, external_rows: bool = False) -> None:
         self.config = config
         self.external_rows = external_rows
-        self.control = ArrayControl(config)
+        self.control, self.scores = ArrayControl(config), ScoreControl(config)
         self.array = RowArray(config, self.control.bundles.params, external=external_rows)
         super().__init__(
             {
@@ -77,6 +79,7 @@ class AttentionEngine(wiring.Component):
         m.submodules.path = path = KvPath(c)
         m.submodules.sequencer = sequencer = Sequencer(c)
         m.submodules.control = control = self.control
+        m.submodules.scores = scores = self.scores
         m.submodules.array = array = self.array
         m.submodules.store = store = StateAdder(c)
         m.submodules.drain = drain = Drain(c)
@@ -90,8 +93,8 @@ class AttentionEngine(wiring.Component):
         for name in ("item", "k_beat", "v_beat", "bias_beat"):
             join(getattr(path, name), getattr(sequencer, name))
         join(path.raw_beat, store.raw_beat)
-        join(path.scale, control.scale)
-        join(sequencer.context, control.context)
+        join(path.scale, scores.scale)
+        join(sequencer.context, scores.context)
         join(sequencer.store, store.request)
         join(drain.port, wiring.flipped(self.write))
         join(drain.done, wiring.flipped(self.done))
@@ -102,30 +105,36 @@ class AttentionEngine(wiring.Component):
             path.segment.valid.eq(self.segment.valid),
             self.segment.ready.eq(path.segment.ready),
             *(segment[name].eq(self.segment.payload[name]) for name in segment.shape().members),
-            array.row_mask.eq(control.row_mask),
-            control.rows_visible.eq(array.visible),
+            scores.units_visible.eq(array.visible),
+            scores.scored.eq(control.scored),
+            sequencer.score_taken.eq(scores.taken),
             array.see.eq(path.see),
             path.seen.eq(array.seen),
             array.raw.eq(sequencer.raw),
             array.raw_format.eq(sequencer.raw_format),
             array.bias.eq(sequencer.bias),
             control.tag.eq(sequencer.tag),
-            control.raw_l.eq(store.l),
+            scores.raw_l.eq(store.l),
             control.raw_o.eq(store.o),
             sequencer.store_busy.eq(store.busy),
-            *(getattr(array, name).eq(getattr(control, name)) for name in FROM_CONTROL),
+            *(
+                getattr(array, name).eq(getattr(block, name))
+                for block in (control, scores)
+                for name in block.BUNDLES
+            ),
             *(
                 getattr(block, f"params{s}").eq(params[s])
-                for block in (sequencer, control, array)
+                for block in (sequencer, scores, array)
                 for s in range(2)
             ),
             *(
-                getattr(sequencer, name).eq(getattr(control, name))
+                getattr(sequencer, name).eq(getattr(scores, name))
                 for name in ("p_done", "k_end", "k_end_slot", "l_done")
             ),
             *(
-                getattr(drain, name).eq(getattr(control, name))
-                for name in ("o_done", "o_done_slot", "l_done", "l_done_slot")
+                getattr(drain, name).eq(getattr(block, name))
+                for block, part in ((control, "o"), (scores, "l"))
+                for name in (f"{part}_done", f"{part}_done_slot")
             ),
             drain.ended0.eq(sequencer.ended0),
             drain.ended1.eq(sequencer.ended1),
@@ -163,7 +172,7 @@ class AttentionEngine(wiring.Component):
             drain.bad_row.eq(faults.name),
         ]
         self._status(m, path, store, drain)
-        self._useful(m, sequencer, control)
+        self._useful(m, sequencer)
         return m
 
     def _take(self, m: Module, path: KvPath, sequencer: Sequencer, drain: Drain) -> None:
@@ -201,17 +210,17 @@ class AttentionEngine(wiring.Component):
         A job may enter its slot before the last one's V beats have ended. Scores are those of the
         newer job then; a bus error may be either's, so it fails both.
         """
-        array, control = self.array, self.control
+        array, scores = self.array, self.scores
         job = self.job.payload
         layout = data.StructLayout({"status": 8, "bus_error": 1})
-        over = (array.overflow & control.status_rows).any()
-        under = (array.underflow & control.status_rows).any()
+        over = (array.overflow & scores.status_units).any()
+        under = (array.underflow & scores.status_units).any()
         for s in range(2):
             newer, older = bundle(layout, name=f"newer{s}"), bundle(layout, name=f"older{s}")
             live, two = Signal(name=f"live{s}"), Signal(name=f"two{s}")
             taken = self.job.valid & self.job.ready & (job.slot == s)
             looked = drain.started & (drain.started_slot == s)
-            here, stored = control.status_slot == s, store.slot == s
+            here, stored = scores.status_slot == s, store.slot == s
             m.d.comb += [
                 getattr(drain, f"status{s}").eq(Mux(two, older.status, newer.status)),
                 drain.bus_error[s].eq(Mux(two, older.bus_error, newer.bus_error)),
@@ -233,8 +242,8 @@ class AttentionEngine(wiring.Component):
             with m.Elif(looked):
                 m.d.sync += [live.eq(two), two.eq(0)]
 
-    def _useful(self, m: Module, sequencer: Sequencer, control: ArrayControl) -> None:
+    def _useful(self, m: Module, sequencer: Sequencer) -> None:
         """One pulse per beat with a visible token: V beats at once, K beats after their mask."""
         owed = Signal(2 * COUNT_BITS)
         m.d.comb += self.useful.eq(owed.any())
-        m.d.sync += owed.eq(owed + control.useful_tiles + sequencer.useful_v - self.useful)
+        m.d.sync += owed.eq(owed + self.scores.useful_tiles + sequencer.useful_v - self.useful)

@@ -6,13 +6,13 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from m890.hdl.attention.bundles import ControlBundles, bits, ended_layout
+from m890.hdl.attention.bundles import ControlBundles, ScoreKind, bits, ended_layout
 from m890.hdl.attention.row import RowTiming
+from m890.hdl.attention.score import ScoreTiming
 from m890.hdl.attention.store import request_layout as store_layout
 from m890.hdl.config import CoreConfig
 from m890.hdl.kv.items import COUNT_BITS, ItemKind, elements_layout, is_scaled, item_layout
 from m890.hdl.memory.queue import Queue
-from m890.hdl.numerics.formats import L_SLOTS
 from m890.hdl.numerics.pipeline import bundle
 from m890.hdl.registers import Stall
 
@@ -23,15 +23,16 @@ class Sequencer(wiring.Component):
     Function
         Items come in stream order. K tiles of a chunk start as soon as its p slot is reserved; its
         V tiles follow when its p vector is complete, before any further K tile. Both orders are
-        stream orders, so results do not depend on timing. A stored state waits until the pipeline
-        is empty.
+        stream orders, so results do not depend on timing. A chunk's last K tile waits until there
+        is room for its finished scores. A stored state waits until the pipeline is empty.
     Members
         item, k_beat, v_beat, bias_beat : streams in, from KvPath. params0, params1 : In.
         tag : Out, registered. raw, raw_format : Out, the beat's elements, one cycle before the tag.
-        context : Out(stream), with a chunk's first K beat. bias : Out, writes to the rows' biases.
+        context : Out(stream), to ScoreControl: a chunk with its first K beat, a sink, a job's end.
+        bias : Out, writes to the rows' biases.
         store : Out(stream), to StateAdder, whose `store_busy` holds beats back.
-        p_done, k_end, l_done : In, from ArrayControl. drained, drained_slot : In, from Drain: a
-        job's accumulators and l have been read.
+        p_done, k_end, l_done, score_taken : In, from ScoreControl. drained, drained_slot : In,
+        from Drain: a job's accumulators and l have been read.
         ended0, ended1 : Out. Valid while the slot's job drains.
         slot_free : Out(2). The slot's queries and row parameters may be overwritten.
         taken, taken_slot : In. A job enters the slot.
@@ -40,7 +41,8 @@ class Sequencer(wiring.Component):
     Latency
         1 cycle from a beat's arrival to its tag.
     Throughput
-        One beat per cycle while elements are there and p is ready; one cycle per job with sinks.
+        One beat per cycle while elements are there and p is ready. In heads of fewer than
+        score_rows / 2 tiles the score units are slower than the array, and K waits for them.
     Backpressure
         k_beat.ready and v_beat.ready depend on both valids and on state.
     """
@@ -51,7 +53,6 @@ class Sequencer(wiring.Component):
 
     def __init__(self, config: CoreConfig) -> None:
         self.config = config
-        self.timing = RowTiming.of(config)
         self.bundles = b = ControlBundles(config)
         row = bits(config.rows)
         super().__init__(
@@ -77,6 +78,7 @@ class Sequencer(wiring.Component):
                 "k_end": In(1),
                 "k_end_slot": In(1),
                 "l_done": In(1),
+                "score_taken": In(1),
                 "drained": In(1),
                 "drained_slot": In(1),
                 "taken": In(1),
@@ -108,7 +110,7 @@ class Sequencer(wiring.Component):
         # -- state -----------------------------------------------------------------------------
         index = Signal(range(c.lanes))
         middle, middle_v = Signal(), Signal()  # inside a tile, and of which kind
-        k = Signal(data.StructLayout({"slot": 1, "tiles": COUNT_BITS, "format": 4, "bias": 1}))
+        k = Signal(data.StructLayout({"slot": 1, "tiles": COUNT_BITS, "format": 4}))
         k_open, k_tile, k_p = Signal(), Signal(COUNT_BITS), Signal(range(c.p_depth))
         v_tile, v_p = Signal(COUNT_BITS), Signal(range(c.p_depth))
         p_ready, p_used = Signal(range(c.p_depth + 1)), Signal(range(c.p_depth + 1))
@@ -118,7 +120,11 @@ class Sequencer(wiring.Component):
         end_busy = Signal()
         bias_ready, bias_slot = Signal(), Signal()
         in_flight = Signal(range(c.p_depth + 1))  # chunks between first K beat and p
-        quiet_after = self.timing.pv + self.timing.add + 4
+        owed = Signal(range(c.score_depth + 1))  # scores that are under way or wait for their unit
+        score = ScoreTiming.of(c)
+        # From a beat, or a row's sink, to the last that comes of it.
+        latency = RowTiming.of(c).sum + score.AFTER_SUM + score.pv + score.add
+        quiet_after = latency + c.score_rows + 4
         quiet = Signal(range(quiet_after + 1))
 
         # -- what may go -----------------------------------------------------------------------
@@ -133,20 +139,21 @@ class Sequencer(wiring.Component):
             self.item.valid & ~k_open & ~k_job & head_params.sink & idle_store
         )
         bias_ok = ~head.bias | bias_ready
-        room = (p_used != c.p_depth) & waiting.i.ready
-        # With one tile the first score follows at once: not before the sink is in its partial sum.
-        settle = Signal(range(self.timing.add + 2))
-        settled = (settle == 0) | (head.tiles != 1)
+        room = (p_used != c.p_depth) & waiting.i.ready & self.context.ready
+        tiles = Mux(k_open, k.tiles, head.tiles)
+        k_last_tile = k_tile == tiles - 1
+        scores_wait = k_last_tile & (owed > c.score_depth - c.lanes)
         k_start, k_may, v_may = Signal(), Signal(), Signal()
         set_ok = v_job | ~set_busy.bit_select(v.slot, 1)
         m.d.comb += [
-            k_start.eq(is_chunk & ~k_open & room & bias_ok & ~sink_due & settled & idle_store),
-            k_may.eq(k_open | k_start),
+            k_start.eq(is_chunk & ~k_open & room & bias_ok & ~sink_due & idle_store),
+            k_may.eq((k_open | k_start) & ~scores_wait),
             v_may.eq(
                 waiting.o.valid & ~v.end & ((v_tile != 0) | middle | ((p_ready != 0) & set_ok))
             ),
         ]
         go_k, go_v, go_sink = Signal(), Signal(), Signal()
+        m.d.comb += go_sink.eq(sink_due & self.context.ready)
         with m.If(middle):
             m.d.comb += [
                 go_v.eq(middle_v & self.v_beat.valid),
@@ -156,7 +163,6 @@ class Sequencer(wiring.Component):
             m.d.comb += [
                 go_v.eq(v_may & self.v_beat.valid),
                 go_k.eq(~go_v & k_may & self.k_beat.valid),
-                go_sink.eq(~go_v & sink_due),
             ]
         last_beat = index.all()
         with m.If(go_k | go_v):
@@ -165,16 +171,13 @@ class Sequencer(wiring.Component):
 
         # -- K side ----------------------------------------------------------------------------
         starts = go_k & ~k_open
-        tiles = Mux(k_open, k.tiles, head.tiles)
         k_slot = Mux(k_open, k.slot, head.slot)
-        k_last_tile = k_tile == tiles - 1
         k_finishes = go_k & last_beat & k_last_tile
         with m.If(starts):
             m.d.sync += [
                 k.slot.eq(head.slot),
                 k.tiles.eq(head.tiles),
                 k.format.eq(head.format),
-                k.bias.eq(head.bias),
                 k_open.eq(1),
                 k_job.eq(1),
             ]
@@ -183,25 +186,16 @@ class Sequencer(wiring.Component):
         with m.If(k_finishes):
             m.d.sync += [k_open.eq(0), k_p.eq(k_p + 1), l_zero.eq(1), l_all.eq(1)]
         with m.If(go_sink):
-            m.d.sync += [k_job.eq(1), l_zero.eq(1), settle.eq(self.timing.add + 1)]
-        with m.Elif(settle != 0):
-            m.d.sync += settle.eq(settle - 1)
-        m.d.comb += [
-            self.context.valid.eq(starts),
-            self.context.payload.slot.eq(head.slot),
-            self.context.payload.base.eq(head.base_token),
-            self.context.payload.start.eq(head.start),
-            self.context.payload.end.eq(head.end),
-            self.context.payload.draft.eq(head.draft),
-            self.context.payload.row_mask.eq(head.row_mask),
-        ]
+            m.d.sync += [k_job.eq(1), l_zero.eq(1)]
+        finishing = go_k & (index == 0) & k_last_tile
+        m.d.sync += owed.eq(owed + Mux(finishing, c.lanes, 0) - self.score_taken)
 
         # -- job ends --------------------------------------------------------------------------
         k_ends, v_ends = Signal(), Signal()
         m.d.comb += [
             k_ends.eq(
-                is_end & ~k_open & ~sink_due & waiting.i.ready & ~end_busy & idle_store
-                & ~l_used.bit_select(head.slot, 1)
+                is_end & ~k_open & ~sink_due & waiting.i.ready & self.context.ready & ~end_busy
+                & idle_store & ~l_used.bit_select(head.slot, 1)
             ),
             v_ends.eq(waiting.o.valid & v.end & set_ok),
         ]  # fmt: skip
@@ -221,6 +215,21 @@ class Sequencer(wiring.Component):
                 l_used.bit_select(self.drained_slot, 1).eq(0),
                 set_busy.bit_select(self.drained_slot, 1).eq(0),
             ]
+
+        told = self.context.payload
+        kind = Mux(k_ends, ScoreKind.END, Mux(go_sink, ScoreKind.SINK, ScoreKind.CHUNK))
+        m.d.comb += [
+            self.context.valid.eq(starts | go_sink | k_ends),
+            told.kind.eq(kind),
+            told.l_zero.eq(l_zero),
+            told.l_all.eq(l_all),
+            told.p_address.eq(k_p),
+            told.scaled.eq(is_scaled(head.format)),
+            told.bias.eq(head.bias),
+            told.bias_slot.eq(bias_slot),
+            told.base.eq(head.base_token),
+            *(told[name].eq(head[name]) for name in ("slot", "start", "end", "draft", "row_mask")),
+        ]
 
         # -- V side ----------------------------------------------------------------------------
         v_last_tile = v_tile == v.tiles - 1
@@ -300,33 +309,20 @@ class Sequencer(wiring.Component):
         # -- the tag ---------------------------------------------------------------------------
         tag = bundle(self.bundles.tag, name="tag")
         sub = bits(c.drain_lanes) if c.drain_lanes > 1 else 0
-        this_bias = Signal()
-        with m.If(starts):
-            m.d.sync += this_bias.eq(bias_slot)
         tile = Mux(go_v, v_tile, k_tile)
         form = Mux(go_v, v.format, Mux(k_open, k.format, head.format))
         m.d.comb += [
             tag.k.eq(go_k),
             tag.v.eq(go_v),
-            tag.sink.eq(go_sink),
-            tag.slot.eq(Mux(go_v, v.slot, Mux(go_k, k_slot, head.slot))),
+            tag.slot.eq(v.slot),
             tag.load.eq(index == 0),
             tag.q_address.eq(k_slot * c.max_tiles + k_tile),
-            tag.p_address.eq(Mux(go_v, v_p, k_p)),
+            tag.p_address.eq(v_p),
             tag.index.eq(index),
             tag.word.eq(Cat(index[sub:], tile)),
             tag.lane.eq(index[:sub]),
             tag.first.eq(Mux(go_v, ~v_job, k_tile == 0)),
             tag.last.eq(k_last_tile),
-            tag.l_first.eq(
-                Mux(go_sink | (index == 0), ~l_zero, (index < L_SLOTS) & ~l_all)
-            ),
-            tag.scaled.eq(is_scaled(form)),
-            tag.bias.eq(Mux(k_open, k.bias, head.bias)),
-            tag.bias_slot.eq(Mux(k_open, this_bias, bias_slot)),
-            tag.end.eq(k_ends),
-            tag.end_slot.eq(head.slot),
-            tag.end_fold.eq(l_all),
             tag.o_end.eq(v_ends),
             tag.o_end_slot.eq(v.slot),
             self.raw.eq(Mux(go_v, self.v_beat.payload.as_value(), self.k_beat.payload.as_value())),
@@ -345,10 +341,10 @@ class Sequencer(wiring.Component):
             m,
             self.cause,
             (self.store_busy, Stall.RAW),
-            (v_may | k_open, Stall.KV_DATA),
+            (v_may | (k_open & ~scores_wait), Stall.KV_DATA),
             (v_chunk & (p_ready != 0) & ~set_ok, Stall.DRAIN),
             (is_chunk & room & ~bias_ok, Stall.BIAS),
-            (is_chunk & room, Stall.KV_DATA),
+            (is_chunk & room & ~scores_wait, Stall.KV_DATA),
             (v_chunk, Stall.SCORE),
             (self.item.valid, Stall.DRAIN),
             (self.walking, Stall.WALK),

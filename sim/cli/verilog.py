@@ -33,6 +33,7 @@ def command(
     drain_lanes: Annotated[int | None, typer.Option(help="Features normalised per cycle.")] = None,
     load_lanes: Annotated[int | None, typer.Option(help="Features rotated per cycle.")] = None,
     fifo_beats: Annotated[int | None, typer.Option(help="Port beats buffered per stream.")] = None,
+    score_rows: Annotated[int | None, typer.Option(help="Rows that share a score unit.")] = None,
     softcap: Annotated[bool | None, typer.Option(help="Build the soft-cap unit.")] = None,
     address_bits: Annotated[int | None, typer.Option(help="Bits of a byte address.")] = None,
     cores: Annotated[int, typer.Option(help="Cores of a cluster.", min=1, max=4)] = 1,

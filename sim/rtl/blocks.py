@@ -104,11 +104,15 @@ endmodule
 #include "V{block}.h"
 #include "svdpi.h"
 
-using Block = V{block};
+namespace {{
+struct Block : V{block} {{
+  using V{block}::V{block};
+  bool begun = false;  // initial values are set, which may come from inputs: a row's number
+}};
+}}  // namespace
 extern "C" void* {block}_create() {{
   Block* b = new Block(Verilated::threadContextp(), "{block}");
   b->clk = 0;
-  b->eval();
   return b;
 }}
 extern "C" void {block}_destroy(void* block) {{
@@ -119,6 +123,8 @@ extern "C" void {block}_destroy(void* block) {{
 extern "C" void {block}_clock(void* block, {", ".join(p.argument() for p in own)}) {{
   Block* b = static_cast<Block*>(block);
   {_lines(p.move() for p in own if not p.output)}
+  if (!b->begun) b->eval();
+  b->begun = true;
   b->clk = !b->clk;
   b->eval();
   {_lines(p.move() for p in outputs)}

@@ -50,6 +50,9 @@ _NAME = re.compile(r"\\\S+|[A-Za-z_][\w$]*")
 _WORDS = frozenset(
     "begin case casez default else end endcase full_case if signed unsigned".split()
 )
+_KEPT = "/*verilator public_flat_rd*/"
+_OWN = "/*verilator public_flat_rw*/"
+"""Behind a signal that Verilator must not replace with what drives it."""
 MOST_CONDITIONS = 4
 """Conditions of the registers that feed logic which waits for them."""
 LEAST_SIGNALS = 6
@@ -104,34 +107,38 @@ def prepare(design: VerilogDesign, *, everything_shows: bool) -> str:
     text = design.text
     if not everything_shows:
         text = gather(whole_words(flatten(text, design.name, alone)))
-    for name in alone:
-        whole = text
+    whole, own = text, set[str]()
 
-        def shared(module: re.Match[str], name: str = name, whole: str = whole) -> str:
-            return _shared(module, whole) if module["name"] == name else module[0]
+    def shared(module: re.Match[str]) -> str:
+        return _shared(module, whole, own) if module["name"] in alone else module[0]
 
-        text = MODULE.sub(shared, text)
-    return text
+    text = MODULE.sub(shared, text)
+    names = "|".join(re.escape(name) for name in sorted(own))
+    return re.sub(rf"^(  wire (?:\[\d+:0\] )?(?:{names}));$", rf"\1 {_OWN};", text, flags=re.M)
 
 
-def _shared(module: re.Match[str], text: str) -> str:
-    """A module whose instances all run the same code: their constant inputs are registers in it.
+def _shared(module: re.Match[str], text: str, own: set[str]) -> str:
+    """A module whose instances all run the same code: their constant inputs are registers in it,
+    and other inputs in which they differ signals of their own, as are the wires that lead there,
+    whose names `own` gets.
 
-    Verilator would write a constant into each instance's code otherwise, and a program that holds
-    the code of every row does not fit the processor's cache.
+    Verilator would write the constant, or the name of what drives the input, into each instance's
+    code otherwise, and a program that holds the code of every row does not fit the processor's
+    cache.
     """
     ports, body = module["ports"], module["body"]
+    instances = _instances(module["name"], text)
     for port in re.finditer(r"^  input wire (\[\d+:0\] )?(\w+)", ports, re.M):
         width, name = port[1] or "", port[2]
-        instances = _instances(module["name"], text)
         connections = re.findall(rf"^    \.{name}\((.*)\),?$", instances, re.M)
         if not connections or not all(re.fullmatch(r"\d+'h[0-9a-f]+", c) for c in connections):
+            if len(set(connections)) > 1:
+                ports = re.sub(rf"^{re.escape(port[0])}\b", f"{port[0]} {_OWN}", ports, flags=re.M)
+                own.update(c for c in connections if _NAME.fullmatch(c))
             continue
         kept = f"{name}$kept"
         body = renamed(body, lambda word, n=name, k=kept: k if word == n else word)
-        body = (
-            f"  reg {width}{kept} /*verilator public_flat_rd*/;\n  initial {kept} = {name};\n{body}"
-        )
+        body = f"  reg {width}{kept} {_KEPT};\n  initial {kept} = {name};\n{body}"
     head = f"module {module['name']}({ports}\n); /*verilator no_inline_module*/"
     return f"{head}\n{body}endmodule"
 

@@ -81,11 +81,12 @@ class Units:
         return sum(n * self.instances(module, part) for part, n in self.parts(top).items())
 
     def outline(self, top: str) -> list[str]:
-        """The blocks worth a line: two levels from the top down, and a row with its parts."""
-        row = self.names.get("row")
-        found = self._to_depth(2, top)
-        if row in self.below(top):
-            found |= self._to_depth(1, row)
+        """The blocks worth a line: two levels from the top down, a row and a score unit with
+        their parts."""
+        found, below = self._to_depth(2, top), self.below(top)
+        for unit in ("row", "score"):
+            if (module := self.names.get(unit)) in below:
+                found |= self._to_depth(1, module)
         return [module for module in self.names.values() if module in found]
 
     def _to_depth(self, depth: int, top: str) -> set[str]:

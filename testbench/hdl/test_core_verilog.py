@@ -25,9 +25,11 @@ def test_a_core_of_one_row_is_lint_clean() -> None:
 def test_rows_and_other_identical_modules_are_written_once() -> None:
     design = core_design(preset("small"))
     text = design.text
-    assert text.count("module m890_row(") == 1 and design.modules["m890_row"].external
     array = next(m for m in design.modules.values() if m.source == "RowArray")
-    assert [module for _, module in array.instances].count("m890_row") == preset("small").rows
+    config = preset("small")
+    for name, count in (("m890_row", config.rows), ("m890_score", config.score_units)):
+        assert text.count(f"module {name}(") == 1 and design.modules[name].external
+        assert [module for _, module in array.instances].count(name) == count
     assert len(design.modules) == text.count("\nendmodule")
     assert len(design.modules) < 200
 

@@ -7,7 +7,6 @@ import cocotb
 import numpy as np
 from amaranth.lib import wiring
 
-from m890.hdl.attention.array import RowArray
 from m890.hdl.attention.engine import AttentionEngine
 from m890.hdl.config import CoreConfig, preset
 from m890.hdl.control.layouts import (
@@ -34,13 +33,13 @@ from m890.testbench.hdl.kv.support import MINE
 
 
 class Engine(AttentionEngine):
-    """The engine with the row as a module of its own, as the core has it."""
+    """The engine with row and score unit as modules of their own, as the core has it."""
 
     def __init__(self, config: CoreConfig) -> None:
         super().__init__(config, external_rows=True)
 
     def external_modules(self) -> list[tuple[str, wiring.Component]]:
-        return [(RowArray.ROW_MODULE, self.array.row)]
+        return self.array.external_modules()
 
 
 class EngineBench:

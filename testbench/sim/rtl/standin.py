@@ -6,7 +6,7 @@ one beat at a time, and raises its interrupt when it is done.
 
 from typing import Any
 
-from amaranth.hdl import Cat, ClockSignal, Instance, Module, ResetSignal, Signal, unsigned
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, ResetSignal, Signal, unsigned
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -34,19 +34,21 @@ class Kind(enum.Enum, shape=2):
 
 
 class Flip(wiring.Component):
-    """Inverts one 32-bit word of a beat.
+    """Inverts one 32-bit word of a beat, if its own bit of `invert` says so.
 
     Latency
         1 cycle.
     """
 
+    number: In(4)
     i: In(32)
-    invert: In(1)
+    invert: In(16)
     o: Out(32)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.d.sync += self.o.eq(self.i ^ self.invert.replicate(32))
+        mine = self.invert.bit_select(self.number, 1)
+        m.d.sync += self.o.eq(self.i ^ mine.replicate(32))
         return m
 
 
@@ -90,15 +92,16 @@ class StandIn(wiring.Component):
 
         flipped = Signal(config.port_bits)
         for n in range(config.port_bits // 32):
-            part = slice(32 * n, 32 * n + 32)
+            part, mine = slice(32 * n, 32 * n + 32), Signal(16, name=f"invert{n}")
+            m.d.comb += mine.eq(invert << n)
             if self._external:
                 m.submodules[f"flip{n}"] = Instance(
                     "m890_flip", i_clk=ClockSignal(), i_rst=ResetSignal(), i_i=buffer[part],
-                    i_invert=invert, o_o=flipped[part],
+                    i_number=Const(n, 4), i_invert=mine, o_o=flipped[part],
                 )  # fmt: skip
             else:
                 m.submodules[f"flip{n}"] = flip = Flip()
-                m.d.comb += [flip.i.eq(buffer[part]), flip.invert.eq(invert)]
+                m.d.comb += [flip.number.eq(n), flip.i.eq(buffer[part]), flip.invert.eq(mine)]
                 m.d.comb += flipped[part].eq(flip.o)
 
         size = (config.port_bytes - 1).bit_length()

@@ -12,6 +12,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from m890.hdl.attention.row import Row
+from m890.hdl.attention.score import ScoreUnit
 from m890.hdl.config import preset
 from m890.hdl.verilog import generate
 from m890.sim.rtl.blocks import wrapper
@@ -50,9 +51,10 @@ def paths(part: Any, folder: Path) -> str:
     return (folder / "paths.txt").read_text()
 
 
-def test_outputs_of_a_row_depend_on_its_registers_alone(tmp_path: Path) -> None:
+def test_outputs_of_rows_and_score_units_depend_on_registers_alone(tmp_path: Path) -> None:
     """What `m890.sim.rtl.blocks` builds on; and a path through a component would be found."""
-    assert not paths(Row(preset("tiny")), tmp_path)
+    for part in (Row(preset("tiny")), ScoreUnit(preset("tiny"))):
+        assert not paths(part, tmp_path)
     assert paths(Through(), tmp_path).split() == ["part/seen"]
 
 

@@ -2,8 +2,11 @@
 
 import re
 
+from m890.hdl.config import preset
+from m890.sim.rtl.cache import core_design
+from m890.sim.rtl.flatten import MODULE as ANY_MODULE
 from m890.sim.rtl.flatten import flatten
-from m890.sim.rtl.gather import gather, whole_words
+from m890.sim.rtl.gather import gather, prepare, whole_words
 
 MODULE = """\
 module unit(
@@ -227,3 +230,19 @@ def test_parts_that_are_not_the_whole_word_stay() -> None:
         MEMORY.replace("[7:4] <=", "[7:5] <="),
     ):
         assert whole_words(changed) == changed
+
+
+def test_inputs_in_which_instances_differ_are_signals_of_their_own() -> None:
+    """Else Verilator names what drives them, and writes every row's code anew."""
+    text = prepare(core_design(preset("tiny")), everything_shows=False)
+    modules = {m["name"]: m for m in ANY_MODULE.finditer(text.replace("); /*", ");\n/*"))}
+    kept = "/*verilator public_flat_rw*/"
+    differ = {"m890_row": ["p"], "m890_score": ["finished0", "finished1"]}
+    for name, inputs in differ.items():
+        ports = modules[name]["ports"]
+        assert re.findall(rf"^  input wire .*?(\w+) {re.escape(kept)}", ports, re.M) == inputs
+        assert "index$kept /*verilator public_flat_rd*/" in modules[name]["body"]
+        assert modules[name]["body"].startswith("/*verilator no_inline_module*/")
+    p = re.findall(r"^    \.p\((.*)\),?$", text, re.M)
+    assert len(set(p)) == preset("tiny").score_units
+    assert all(f"{wire} {kept};" in text for wire in p)
