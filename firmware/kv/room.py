@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from m890.firmware.errors import OutOfPages, PoolFull, QuotaExceeded
+from m890.firmware.errors import CommandError, OutOfPages, PoolFull, QuotaExceeded
 from m890.firmware.kv.pages import PageCommands
 from m890.firmware.kv.prefix import PrefixTree
 from m890.firmware.kv.sequence import KvSequence
@@ -34,9 +34,10 @@ class HostPool:
         self.moved = 0
 
     def store(self, pages: list[int], tenant: int) -> list[int]:
-        """Copies pinned pages out; their slots."""
-        slots = [self.free.pop() for _ in pages]
+        """Copies pinned pages out; their slots. They stay free if the COPY fails."""
+        slots = self.free[: -len(pages) - 1 : -1]
         self._copy(pages, slots, tenant, inward=0)
+        del self.free[-len(pages) :]
         self.moved += len(pages)
         return slots
 
@@ -134,7 +135,11 @@ class Room:
         fields = {"sequence": sequence, "tenant": one.tenant}
         self.driver.wait(self.driver.submit("PIN", **fields, start=keep * size, end=one.length))
         pages = commands.tables[sequence, keep : keep + count].tolist()
-        one.slots = self.host.store(pages, one.tenant)
+        try:
+            one.slots = self.host.store(pages, one.tenant)
+        except CommandError:  # it stays where it is
+            commands.unpin(pages, one.tenant)
+            raise
         gone = one.path[keep:]
         del one.path[keep:]
         for node in reversed(gone):

@@ -149,3 +149,21 @@ def test_public_pages_stay_while_others_build_on_them() -> None:
     check(cache)
     assert cache.length(cache.create([*prompt, 0], 1)) == PAGE
     assert look(cache, greedy) == list(range(900, 900 + 4 * PAGE))
+
+
+def test_a_copy_that_fails_leaves_the_sequence_where_it_is() -> None:
+    """No slot and no pin is lost: it can be moved once the cause is gone."""
+    cache = make(pages=6, host=4)
+    s = filled(cache, 2 * PAGE + 1, 0)
+    right, cache.host.stride = cache.host.stride, 8
+    with pytest.raises(errors.CommandError, match="host_stride"):
+        cache.park(s)
+    assert not cache.parked(s) and len(cache.host.free) == 4 and cache.host.moved == 0
+    assert look(cache, s) == list(range(2 * PAGE + 1))
+    cache.host.stride = right
+    check(cache)
+    assert cache.park(s) and len(cache.host.free) == 1
+    check(cache)
+    cache.release(s)
+    assert len(cache.host.free) == 4 and cache.held(0) == 0
+    check(cache)
