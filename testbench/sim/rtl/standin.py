@@ -40,14 +40,14 @@ class Flip(wiring.Component):
         1 cycle.
     """
 
-    number: In(4)
+    place: In(4)
     i: In(32)
     invert: In(16)
     o: Out(32)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        mine = self.invert.bit_select(self.number, 1)
+        mine = self.invert.bit_select(self.place, 1)
         m.d.sync += self.o.eq(self.i ^ mine.replicate(32))
         return m
 
@@ -97,11 +97,11 @@ class StandIn(wiring.Component):
             if self._external:
                 m.submodules[f"flip{n}"] = Instance(
                     "m890_flip", i_clk=ClockSignal(), i_rst=ResetSignal(), i_i=buffer[part],
-                    i_number=Const(n, 4), i_invert=mine, o_o=flipped[part],
+                    i_place=Const(n, 4), i_invert=mine, o_o=flipped[part],
                 )  # fmt: skip
             else:
                 m.submodules[f"flip{n}"] = flip = Flip()
-                m.d.comb += [flip.number.eq(n), flip.i.eq(buffer[part]), flip.invert.eq(mine)]
+                m.d.comb += [flip.i.eq(buffer[part]), flip.invert.eq(invert)]  # alike: merged
                 m.d.comb += flipped[part].eq(flip.o)
 
         size = (config.port_bytes - 1).bit_length()
