@@ -116,8 +116,8 @@ class RowArray(wiring.Component):
             ask.slot.eq(self.l_slot),
         ]
 
-        rows = [self._part(m, self.row, f"row{n}", shared) for n in range(c.rows)]
-        units = [self._part(m, self.unit, f"score{n}", shared) for n in range(c.score_units)]
+        rows = [self._part(m, self.row, "row", n, shared) for n in range(c.rows)]
+        units = [self._part(m, self.unit, "score", n, shared) for n in range(c.score_units)]
         for part in (rows, units):
             m.d.comb += [ports["index"].eq(n) for n, ports in enumerate(part)]
         for n, unit in enumerate(units):
@@ -144,17 +144,18 @@ class RowArray(wiring.Component):
         return m
 
     def _part(
-        self, m: Module, kind: Row | ScoreUnit, name: str, shared: dict[str, Any]
+        self, m: Module, first: Row | ScoreUnit, kind: str, number: int, shared: dict[str, Any]
     ) -> dict[str, Any]:
-        """A row or score unit, elaborated here or as an instance of the one module of its kind.
+        """Row or score unit `number`, elaborated here (the `first` one is there already) or as an
+        instance of the one module of its kind.
 
         It gets what all share; returns its other ports.
         """
-        members = kind.signature.members
+        name, members = f"{kind}{number}", first.signature.members
         given = {port: value for port, value in shared.items() if port in members}
         own = [port for port in members if port not in given]
         if not self.external:
-            part = kind if name.endswith("0") else type(kind)(self.config)
+            part = first if number == 0 else type(first)(self.config)
             m.submodules[name] = part
             m.d.comb += [getattr(part, port).eq(value) for port, value in given.items()]
             return {port: getattr(part, port) for port in own}
@@ -165,7 +166,7 @@ class RowArray(wiring.Component):
             wires[port] = Signal(members[port].shape, name=f"{name}_{port}")
             way = "i" if members[port].flow is In else "o"
             ports[f"{way}_{port}"] = Value.cast(wires[port])
-        module = self.ROW_MODULE if isinstance(kind, Row) else self.SCORE_MODULE
+        module = self.ROW_MODULE if isinstance(first, Row) else self.SCORE_MODULE
         m.submodules[name] = Instance(module, i_clk=ClockSignal(), i_rst=ResetSignal(), **ports)
         return wires
 

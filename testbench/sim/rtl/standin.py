@@ -92,16 +92,17 @@ class StandIn(wiring.Component):
 
         flipped = Signal(config.port_bits)
         for n in range(config.port_bits // 32):
-            part, mine = slice(32 * n, 32 * n + 32), Signal(16, name=f"invert{n}")
-            m.d.comb += mine.eq(invert << n)
-            if self._external:
+            part = slice(32 * n, 32 * n + 32)
+            if self._external:  # differing in a constant and in a signal, as rows do
+                mine = Signal(16, name=f"invert{n}")
+                m.d.comb += mine.eq(invert << n)
                 m.submodules[f"flip{n}"] = Instance(
                     "m890_flip", i_clk=ClockSignal(), i_rst=ResetSignal(), i_i=buffer[part],
                     i_place=Const(n, 4), i_invert=mine, o_o=flipped[part],
                 )  # fmt: skip
             else:
                 m.submodules[f"flip{n}"] = flip = Flip()
-                m.d.comb += [flip.i.eq(buffer[part]), flip.invert.eq(invert)]  # alike: merged
+                m.d.comb += [flip.i.eq(buffer[part]), flip.invert.eq(invert)]
                 m.d.comb += flipped[part].eq(flip.o)
 
         size = (config.port_bytes - 1).bit_length()
