@@ -10,12 +10,21 @@ from amaranth.lib.wiring import Out
 
 from m890.hdl.commands import Error
 from m890.testbench.formal.contracts import checks
-from m890.testbench.formal.page_machine import ENDS, INSIDE, READABLE, REFUSED, WITHIN, quiet
+from m890.testbench.formal.page_machine import (
+    ENDS,
+    INSIDE,
+    READABLE,
+    REFUSED,
+    WITHIN,
+    at_start,
+    quiet,
+    within_quotas,
+)
 from m890.testbench.formal.page_parts import page_manager
 from m890.testbench.formal.page_state import PAGES, PLACES, PageState
 from m890.testbench.formal.page_words import chosen, total
 from m890.testbench.formal.page_world import PageWorld
-from m890.testbench.formal.small import SEQUENCES, TENANTS, Inside, small
+from m890.testbench.formal.small import SEQUENCES, Inside, small
 
 START = r"(?!kept_|raw|_operating|entry__)\S+"
 """Registers that start with anything: those of PageMachine, and the state."""
@@ -133,9 +142,7 @@ class AppendPart(wiring.Component):
         last = append.start + append.tokens - 1
         used, quota = self._world.held(one.tenant), chosen(self._world.quotas, one.tenant)
         self._state.hold(m, Const(1), check)
-        same = [
-            one[name] == entry[name] for name in ("open", "table", "limit", "tenant", "shared")
-        ]
+        same = [one[name] == entry[name] for name in ("open", "table", "limit", "tenant", "shared")]
         room = (need <= PAGES - self._world.live()) & (used + need <= quota)
         m.d.comb += [
             check(quiet(self._unit, self._inner, idle=False), ENDS),
@@ -183,18 +190,13 @@ class AppendPart(wiring.Component):
         unread = Signal(name="kept_unread")
         reached = Cat(*(world.reaches(s, n) for s in range(SEQUENCES) for n in range(PLACES))).all()
         m.d.sync += unread.eq(unread | ~reached)
-        same = self._before(m, world.everything(), "state") == world.everything()
-        kept = self._before(m, quotas, "quotas") == quotas
-        within = []
-        for t in range(TENANTS):
-            held = self._before(m, world.held(t), f"held{t}")
-            most = Mux(world.quotas[t] > held, world.quotas[t], held)
-            within.append(world.held(t) <= most)
+        same = at_start(m, world.everything(), "state") == world.everything()
+        kept = at_start(m, quotas, "quotas") == quotas
         m.d.comb += [
             self._assert(~unread, READABLE),
-            self._assert(~ended | Cat(*within).all(), WITHIN),
+            self._assert(~ended | within_quotas(m, world), WITHIN),
         ]
-        at, pages = self._before(m, own["at"], "at"), self._before(m, self._one.pages, "pages")
+        at, pages = at_start(m, own["at"], "at"), at_start(m, self._one.pages, "pages")
         if self._part == BEGIN:
             ok = ~ended | same & kept & (each | idle & (error != Error.OK))
             m.d.comb += self._assert(ok, REFUSED)
@@ -208,10 +210,3 @@ class AppendPart(wiring.Component):
             done = self._own_pages() & (self._one.pages >= own["past"])
             nearer = Mux(more, self._one.pages > pages, idle & ((error != Error.OK) | done))
         m.d.comb += self._assert(~ended | nearer, GOES_ON)
-
-    def _before(self, m: Module, now: Value, name: str) -> Signal:
-        """What it was in the first cycle."""
-        before = Signal(len(now), name=f"kept_{name}")
-        with m.If(Initial()):
-            m.d.sync += before.eq(now)
-        return before

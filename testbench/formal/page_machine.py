@@ -45,6 +45,24 @@ def quiet(unit: Any, inner: Inside, idle: bool = True) -> Value:
     ).all()  # fmt: skip
 
 
+def at_start(m: Module, now: Value, name: str) -> Signal:
+    """What it was in the first cycle."""
+    before = Signal(len(now), name=f"kept_{name}")
+    with m.If(Initial()):
+        m.d.sync += before.eq(now)
+    return before
+
+
+def within_quotas(m: Module, world: PageWorld) -> Value:
+    """No tenant holds more than its quota, or than it held in the first cycle."""
+    within = []
+    for t in range(TENANTS):
+        held = at_start(m, world.held(t), f"held{t}")
+        most = Mux(world.quotas[t] > held, world.quotas[t], held)
+        within.append(world.held(t) <= most)
+    return Cat(*within).all()
+
+
 class PageMachine(wiring.Component):
     """One command on any state that holds between commands; the state behind it holds, too.
 
@@ -140,16 +158,11 @@ class PageMachine(wiring.Component):
         good = finished & (error == Error.OK)
         refused = finished & (error != Error.OK)
         quotas = Cat(*world.quotas)
-        same = self._before(m, world.everything(), "state") == world.everything()
-        before = [self._before(m, quota, f"quota{t}") for t, quota in enumerate(world.quotas)]
+        same = at_start(m, world.everything(), "state") == world.everything()
+        before = [at_start(m, quota, f"quota{t}") for t, quota in enumerate(world.quotas)]
         kept = Cat(*before) == quotas
         m.d.comb += self._assert(~refused | same & kept, REFUSED)
-        within = []
-        for t in range(TENANTS):
-            held = self._before(m, world.held(t), f"held{t}")
-            most = Mux(world.quotas[t] > held, world.quotas[t], held)
-            within.append(world.held(t) <= most)
-        m.d.comb += self._assert(~finished | Cat(*within).all(), WITHIN)
+        m.d.comb += self._assert(~finished | within_quotas(m, world), WITHIN)
         if opcode == Opcode.COPY:
             m.d.comb += self._assert(~good | self._listed(m), TAKEN)
         if opcode == Opcode.QUERY:
@@ -162,17 +175,10 @@ class PageMachine(wiring.Component):
             ]
             m.d.comb += self._assert(~good | same & Cat(*set_).all(), SETS)
 
-    def _before(self, m: Module, now: Value, name: str) -> Signal:
-        """What it was in the first cycle."""
-        before = Signal(len(now), name=f"kept_{name}")
-        with m.If(Initial()):
-            m.d.sync += before.eq(now)
-        return before
-
     def _listed(self, m: Module) -> Value:
         """Pages of the list behind a COPY inward, whatever the command held before."""
         world, record = self._world, self._record
-        before = [self._before(m, word.live, f"live{p}") for p, word in enumerate(world.words)]
+        before = [at_start(m, word.live, f"live{p}") for p, word in enumerate(world.words)]
         rules = []
         for n, number in enumerate(world.memory[LIST]):
             there = record.inward & (record.count > n)
