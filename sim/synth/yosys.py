@@ -88,7 +88,6 @@ tee -q -o {path}.depth ltp -noff""",
 )
 """Gates of two inputs (and, exclusive or, either inverted) and multiplexers of two; memories stay
 whole."""
-FLOWS = {flow.name: flow for flow in (ECP5, GATES)}
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,6 @@ from m890.testbench.hdl.kv.bench import fields
 from m890.testbench.hdl.kv.support import Image, owners, run, sink, source
 from m890.testbench.hdl.kv.support import memory as serve
 
-SETUP_IDLE = {"slot": 0, "row": 0}
-
 
 class EngineBench:
     """Plays job loader and memory; collects completions."""

@@ -15,7 +15,7 @@ from m890.testbench.hdl.kv.support import Image, owners, run, sink, source
 from m890.testbench.hdl.kv.test_append import SIZE, make
 
 TINY = PRESETS["tiny"]
-STEPS = TINY.lanes // TINY.load_lanes
+STEPS = TINY.code_steps
 """Cycles that a beat takes to be quantised, and to be rotated."""
 
 
