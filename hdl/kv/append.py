@@ -44,8 +44,8 @@ class Append(wiring.Component):
     Latency
         One token, from `command` to `done`, in a memory that gives the first beat R cycles after a
         request and acknowledges a write after W: R + W + tiles + 2 tiles x code_steps + header + 25
-        + ceil(log2(lanes) / 2) cycles (`header`: 1 if the plane has headers; code_steps: lanes /
-        load_lanes). If it is rotated, RotateBeats' latency more, and its cycles for tiles - 1
+        + ceil(log2(lanes) / 2) cycles (`header`: 1 if the plane has headers; code_steps: as in
+        CoreConfig). If it is rotated, RotateBeats' latency more, and its cycles for tiles - 1
         beats.
     Throughput
         2 tiles x code_steps + header cycles per token and 5 for each page but the first, if memory

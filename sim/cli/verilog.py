@@ -31,7 +31,9 @@ def command(
     max_segments: Annotated[int | None, typer.Option(help="Segments per job.")] = None,
     p_depth: Annotated[int | None, typer.Option(help="Chunks that K may run ahead of V.")] = None,
     drain_lanes: Annotated[int | None, typer.Option(help="Features normalised per cycle.")] = None,
-    load_lanes: Annotated[int | None, typer.Option(help="Features rotated per cycle.")] = None,
+    load_lanes: Annotated[
+        int | None, typer.Option(help="Features rotated, or quantised, per cycle.")
+    ] = None,
     fifo_beats: Annotated[int | None, typer.Option(help="Port beats buffered per stream.")] = None,
     score_rows: Annotated[int | None, typer.Option(help="Rows that share a score unit.")] = None,
     softcap: Annotated[bool | None, typer.Option(help="Build the soft-cap unit.")] = None,
