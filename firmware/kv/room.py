@@ -35,9 +35,10 @@ class HostPool:
 
     def store(self, pages: list[int], tenant: int) -> list[int]:
         """Copies pinned pages out; their slots. They stay free if the COPY fails."""
-        slots = self.free[: -len(pages) - 1 : -1]
+        rest = len(self.free) - len(pages)
+        slots = self.free[rest:]
         self._copy(pages, slots, tenant, inward=0)
-        del self.free[-len(pages) :]
+        del self.free[rest:]
         self.moved += len(pages)
         return slots
 
